@@ -1,0 +1,118 @@
+"""Arrow schemas of every table that a stage writes; `docs/data-format.md` explains them, `make schemas` exports them.
+
+An *aligned* table has exactly its documents part's rows, in order; "not computed" is null. A *sparse* table has rows
+for some documents only, sorted by ``doc_id``.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from refinery.errors import SchemaError
+
+PART_SHIFT = 32
+"""``doc_id = part << PART_SHIFT | row``: an address inside one run, never an identity."""
+
+
+def _schema(*fields: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in fields])
+
+
+DOCUMENTS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("doc_key", pa.string(), False),
+    ("key_base", pa.string(), True),
+    ("text", pa.large_string(), False),
+    ("text_hash", pa.string(), False),
+    ("source", pa.string(), False),
+    ("domain", pa.string(), False),
+    ("role", pa.string(), False),
+    ("split", pa.string(), False),
+    ("lang", pa.string(), True),
+    ("url", pa.string(), True),
+    ("date", pa.string(), True),
+    ("license", pa.string(), True),
+    ("meta", pa.string(), True),
+    ("num_bytes", pa.int64(), False),
+    ("num_chars", pa.int64(), False),
+)
+
+DECISIONS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("keep", pa.bool_(), True),
+    ("drop_reason", pa.string(), True),
+    ("rule_bits", pa.int64(), False),
+    ("stage", pa.string(), True),
+    ("because_of", pa.string(), True),
+)
+
+CUTS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("stage", pa.string(), False),
+    ("reason", pa.string(), False),
+    ("because_of", pa.string(), True),
+)
+
+BANDS = _schema(("key", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
+
+EXACT_KEYS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("exact_key", pa.string(), False),
+    ("num_shingles", pa.int64(), False),
+)
+
+SHINGLES = _schema(("doc_id", pa.int64(), False), ("shingles", pa.binary(), False))
+
+EDGES = _schema(("a", pa.int64(), False), ("b", pa.int64(), False), ("jaccard", pa.float64(), False))
+
+CLUSTERS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("cluster_id", pa.string(), False),
+    ("size", pa.int64(), False),
+    ("representative", pa.bool_(), False),
+    ("drop_reason", pa.string(), True),
+    ("because_of", pa.string(), True),
+    ("jaccard", pa.float64(), True),
+)
+
+TOKENS = _schema(("doc_id", pa.int64(), False), ("num_tokens", pa.int64(), True), ("ids", pa.large_binary(), True))
+
+SELECTION = _schema(("doc_id", pa.int64(), False), ("stream", pa.string(), True))
+
+TABLES: dict[str, pa.Schema] = {
+    "documents": DOCUMENTS,
+    "decisions": DECISIONS,
+    "cuts": CUTS,
+    "bands": BANDS,
+    "exact_keys": EXACT_KEYS,
+    "shingles": SHINGLES,
+    "edges": EDGES,
+    "clusters": CLUSTERS,
+    "tokens": TOKENS,
+    "selection": SELECTION,
+}
+
+TEXT_COLUMNS = frozenset({"text"})
+"""Columns that no Spark scan may ever read."""
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table with the declared columns, order and types.
+
+    Raises:
+        SchemaError: a declared column is missing, or a value does not fit the declared type.
+    """
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise SchemaError(f"table lacks columns {missing}; it has {table.column_names}")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise SchemaError(f"table does not fit its schema: {error}") from error
+
+
+def schema_as_json(schema: pa.Schema) -> list[dict[str, object]]:
+    """Return a schema as plain JSON: one object per column, in order."""
+    return [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in schema]

@@ -1,0 +1,102 @@
+"""How a stage sees text: the documents of a part that earlier stages kept, with earlier cuts taken out.
+
+This is the one way to text after ingest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refinery.io import parts as part_files
+from refinery.io import storage
+from refinery.kernels.cuts import apply_cuts
+from refinery.kernels.text import text_views
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """A slice of one part's surviving documents."""
+
+    rows: np.ndarray
+    """int64: row numbers inside the part."""
+    table: pa.Table
+    """The columns asked for, text included, cuts applied; row i belongs to ``rows[i]``."""
+
+
+def keep_mask(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> np.ndarray:
+    """Return bool, shape (rows,): True where no stage of `upto` dropped the document."""
+    mask = np.ones(num_rows, dtype=bool)
+    for stage in upto:
+        keep = part_files.read_part(workdir, stage, "decisions", part, ["keep"]).column("keep")
+        mask &= keep.fill_null(True).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def drop_causes(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> list[str | None]:
+    """Return for each row the first reason for which a stage of `upto` dropped it, or None."""
+    causes: list[str | None] = [None] * num_rows
+    for stage in upto:
+        table = part_files.read_part(workdir, stage, "decisions", part, ["keep", "drop_reason"])
+        keep = table.column("keep").to_pylist()
+        for row, reason in enumerate(table.column("drop_reason").to_pylist()):
+            if causes[row] is None and keep[row] is False:
+                causes[row] = reason
+    return causes
+
+
+def read_survivors(
+    workdir: str, part: int, columns: Sequence[str], upto: Sequence[str], slice_rows: int
+) -> Iterator[Survivors]:
+    """Read a part's surviving documents in slices of at most `slice_rows` rows.
+
+    Args:
+        workdir: the run's folder.
+        part: part number.
+        columns: document columns; ``text`` comes with every earlier cut applied.
+        upto: deciding stages before the caller, in order.
+        slice_rows: documents per slice; bounds memory, never changes results.
+    """
+    path = part_files.part_path(workdir, "ingest", "documents", part)
+    with storage.open_input(path) as file:
+        reader = pq.ParquetFile(file)
+        mask = keep_mask(workdir, part, reader.metadata.num_rows, upto)
+        cuts = _read_cuts(workdir, part, upto)
+        start = 0
+        for batch in reader.iter_batches(batch_size=slice_rows, columns=list(columns)):
+            rows = np.flatnonzero(mask[start : start + batch.num_rows])
+            if len(rows):
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                if len(rows) < batch.num_rows:
+                    table = table.take(rows)
+                yield _with_cuts(Survivors(rows + start, table.select(list(columns))), cuts)
+            start += batch.num_rows
+
+
+def _read_cuts(workdir: str, part: int, upto: Sequence[str]) -> pa.Table | None:
+    tables = [
+        part_files.read_part(workdir, stage, "cuts", part, ["doc_id", "start", "end"])
+        for stage in upto
+        if storage.exists(part_files.part_path(workdir, stage, "cuts", part))
+    ]
+    whole = pa.concat_tables(tables) if tables else None
+    return whole if whole is not None and whole.num_rows else None
+
+
+def _with_cuts(survivors: Survivors, cuts: pa.Table | None) -> Survivors:
+    if cuts is None or "text" not in survivors.table.column_names:
+        return survivors
+    rows = cuts.column("doc_id").to_numpy() & 0xFFFFFFFF
+    text = apply_cuts(
+        text_views(survivors.table.column("text")),
+        survivors.rows,
+        rows,
+        cuts.column("start").to_numpy(),
+        cuts.column("end").to_numpy(),
+    )
+    index = survivors.table.column_names.index("text")
+    return Survivors(survivors.rows, survivors.table.set_column(index, "text", text))

@@ -1,0 +1,62 @@
+"""Take byte spans out of documents: how every later change to a text is applied."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from refinery.errors import IntegrityError
+from refinery.kernels.text import TextViews
+
+
+def merged_spans(starts: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
+    """Return the union of half-open spans, sorted and disjoint."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def apply_cuts(
+    views: TextViews, rows: np.ndarray, cut_rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> pa.Array:
+    """Return the documents without the given spans.
+
+    Args:
+        views: D documents.
+        rows: int64, shape (D,): row numbers of the documents in their part, ascending.
+        cut_rows: int64, shape (C,): row number of the document each cut belongs to; others are ignored.
+        starts: int64, shape (C,): first byte of a cut, in the document as it was ingested.
+        ends: int64, shape (C,): one past the last byte.
+    Returns: large_string array of D documents.
+    Raises:
+        IntegrityError: a cut reaches outside its document.
+    """
+    index = np.searchsorted(rows, cut_rows)
+    inside = (index < len(rows)) & (rows[np.minimum(index, max(len(rows) - 1, 0))] == cut_rows) if len(rows) else None
+    if inside is None or not inside.any():
+        return _as_array(views.offsets, views.data)
+    owners = index[inside]
+    order = np.argsort(owners, kind="stable")
+    owners, starts, ends = owners[order], starts[inside][order], ends[inside][order]
+    lengths = np.diff(views.offsets)
+    if (starts < 0).any() or (starts > ends).any() or (ends > lengths[owners]).any():
+        raise IntegrityError("a cut reaches outside its document; the cuts table belongs to other documents")
+    keep = np.ones(int(views.offsets[-1] - views.offsets[0]), dtype=bool)
+    base = views.offsets[:-1] - views.offsets[0]
+    new_lengths = lengths.copy()
+    for owner in np.unique(owners):
+        mine = slice(np.searchsorted(owners, owner), np.searchsorted(owners, owner, side="right"))
+        for start, end in merged_spans(starts[mine], ends[mine]):
+            keep[base[owner] + start : base[owner] + end] = False
+            new_lengths[owner] -= end - start
+    data = views.data[views.offsets[0] : views.offsets[-1]][keep]
+    return _as_array(np.concatenate([[0], np.cumsum(new_lengths)]).astype(np.int64), data)
+
+
+def _as_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(np.ascontiguousarray(data))]
+    return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
