@@ -1,0 +1,197 @@
+"""MinHash signatures: a fixed-size sketch whose share of equal entries estimates Jaccard similarity.
+
+The family is multiply-shift (Dietzfelbinger 1996), for a 32-bit shingle x and random 64-bit a (odd) and b::
+
+    h(x) = ((a * x + b) mod 2^64) >> 32
+
+The wrap modulo 2^64 is the definition, not an accident: libraries that document ``(a * x + b) mod p`` and compute it
+in 64 or 32 bits wrap first and hash with another function than the one they state. Because ``>> 32`` is monotone the
+loop keeps 64-bit minima and shifts once at the end; it runs along the shingles of a block for one hash at a time, a
+reduction that LLVM vectorises (eight lanes of ``vpmullq``, ``vpminuq`` with AVX-512; emulated from ``vpmuludq`` with
+AVX2). A family with a 32-bit `a` needs one ``vpmuludq`` instead, but is universal only to one bit of output.
+
+The estimator's variance is J (1 - J) / H. Hashes are nested: the first 112 of 256 are the 112 of a shorter signature.
+
+Shape legend: D documents, H hashes, S shingles.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from refinery.errors import ConfigError
+from refinery.hashing import splitmix64_array, stage_seed
+from refinery.kernels.shingles import (
+    BLOCK_WORDS,
+    check_shingle_size,
+    keep_tail,
+    roll_shingles,
+    scan_table,
+    scan_words,
+)
+from refinery.kernels.shingles import _WORD_SEED as WORD_SEED
+from refinery.kernels.text import TextViews
+
+FORMAT_VERSION = 1
+"""Version of stored signatures; a change of shingles or of the family changes it."""
+
+EMPTY = np.uint32(0xFFFFFFFF)
+"""Every entry of the signature of a document without shingles. Such a document is no candidate for anything."""
+
+_ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
+_S32 = np.uint64(32)
+_LANES = 32  # blocks are padded to a multiple of it with repeats, which leave a minimum as it is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MinHashConfig:
+    """What a signature is made of."""
+
+    num_hashes: int = 112
+    """Hashes per signature: 14 bands of 8 rows (FineWeb, 2406.17557)."""
+    shingle_size: int = 5
+    """Words or characters per shingle."""
+    unit: str = "words"
+    """``"words"`` or ``"chars"``; in words, characters of unspaced scripts count one each."""
+    seed: int = 1
+    """Seed of the hash family; signatures of different seeds cannot be compared."""
+
+    def __post_init__(self) -> None:
+        check_shingle_size(self.shingle_size, self.unit)
+        _check_num_hashes(self.num_hashes)
+
+
+class Signatures(NamedTuple):
+    """Signatures of D documents."""
+
+    signature_DH: np.ndarray
+    """uint32, shape (D, H); all `EMPTY` where a document has no shingles."""
+    num_shingles: np.ndarray
+    """int64, shape (D,): shingles with repeats; the signature is valid where it is above 0."""
+
+
+@functools.cache
+def hash_family(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (a, b) of the multiply-shift family: uint64, shape (H,) each, read-only; a is odd.
+
+    Raises:
+        ConfigError: `num_hashes` is not in 1..65536.
+    """
+    _check_num_hashes(num_hashes)
+    base = np.uint64(stage_seed(seed, "minhash"))
+    counter = np.arange(num_hashes, dtype=np.uint64) * np.uint64(2)
+    a = splitmix64_array(splitmix64_array(counter) ^ base) | np.uint64(1)
+    b = splitmix64_array(splitmix64_array(counter + np.uint64(1)) ^ base)
+    a.flags.writeable = False
+    b.flags.writeable = False
+    return a, b
+
+
+def _check_num_hashes(num_hashes: int) -> None:
+    if not 1 <= num_hashes <= 65536:
+        raise ConfigError(f"num_hashes {num_hashes} is out of bounds 1..65536; 112 (14 bands x 8 rows) is the default")
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower_minima(block: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, minima: np.ndarray) -> None:
+    """Lower 64-bit minima by the first `count` shingles of a block (count > 0; the block has room for the padding)."""
+    padded = (count + _LANES - 1) // _LANES * _LANES
+    for k in range(count, padded):
+        block[k] = block[0]
+    xs = block[:padded]
+    for j in range(len(a)):
+        a_j, b_j = a[j], b[j]
+        lowest = minima[j]
+        for k in range(padded):
+            lowest = min(lowest, a_j * np.uint64(xs[k]) + b_j)
+        minima[j] = lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    block = np.empty(BLOCK_WORDS, dtype=np.uint32)
+    minima = np.empty(len(a), dtype=np.uint64)
+    for doc in range(len(offsets) - 1):
+        minima[:] = _ALL_ONES
+        for first in range(offsets[doc], offsets[doc + 1], BLOCK_WORDS):
+            count = min(BLOCK_WORDS, offsets[doc + 1] - first)
+            block[:count] = hashes[first : first + count]
+            _lower_minima(block, count, a, b, minima)
+        for j in range(len(a)):
+            out[doc, j] = minima[j] >> _S32
+
+
+@numba.njit(cache=True, nogil=True)
+def _sign_text(  # noqa: PLR0913 (a kernel: arrays in, arrays out)
+    offsets: np.ndarray,
+    data: np.ndarray,
+    table: np.ndarray,
+    size: int,
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    num_shingles: np.ndarray,
+) -> None:
+    words = np.empty(BLOCK_WORDS + size - 1, dtype=np.uint64)
+    block = np.empty(BLOCK_WORDS, dtype=np.uint32)
+    minima = np.empty(len(a), dtype=np.uint64)
+    for doc in range(len(offsets) - 1):
+        minima[:] = _ALL_ONES
+        position, end, filled, total = offsets[doc], offsets[doc + 1], 0, 0
+        while position < end:
+            filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
+            count = roll_shingles(words, filled, size, block, 0)
+            if count > 0:
+                _lower_minima(block, count, a, b, minima)
+            total += count
+            filled = keep_tail(words, filled, size)
+        num_shingles[doc] = total
+        for j in range(len(a)):
+            out[doc, j] = minima[j] >> _S32
+
+
+def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: int, seed: int) -> np.ndarray:
+    """Return the signatures of shingles that exist already; repeats do not matter.
+
+    Args:
+        shingle_offsets: int64, shape (D + 1,).
+        shingles: uint32, shape (S,).
+        num_hashes: H.
+        seed: seed of the family.
+    Returns: uint32, shape (D, H); a document without shingles has `EMPTY` everywhere.
+
+    Raises:
+        ConfigError: `num_hashes` is out of bounds.
+    """
+    a, b = hash_family(num_hashes, seed)
+    out = np.empty((len(shingle_offsets) - 1, num_hashes), dtype=np.uint32)
+    _sign_shingles(shingle_offsets, shingles, a, b, out)
+    return out
+
+
+def signatures_of_text(views: TextViews, config: MinHashConfig) -> Signatures:
+    """Return the signatures of documents straight from their text; shingles exist one block at a time.
+
+    Equal to `signatures` of `shingle_hashes`. Cost: O(bytes + shingles * H); memory besides the result is one block.
+
+    Args:
+        views: D documents.
+        config: hashes, shingles and seed.
+    Returns: see `Signatures`.
+    """
+    a, b = hash_family(config.num_hashes, config.seed)
+    out = np.empty((views.num_docs, config.num_hashes), dtype=np.uint32)
+    num_shingles = np.zeros(views.num_docs, dtype=np.int64)
+    table = scan_table(config.unit)
+    _sign_text(views.offsets, views.data, table, config.shingle_size, a, b, out, num_shingles)
+    return Signatures(out, num_shingles)
+
+
+def estimate_jaccard(left_PH: np.ndarray, right_PH: np.ndarray) -> np.ndarray:
+    """Return the share of equal entries of paired signatures: float64, shape (P,); sigma is sqrt(J (1 - J) / H)."""
+    return np.mean(left_PH == right_PH, axis=1)
