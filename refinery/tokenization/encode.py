@@ -11,12 +11,14 @@ import functools
 import json
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+from kitoken import Kitoken
 from tokenizers import Tokenizer
 
 from refinery.errors import ConfigError, DataError, IntegrityError
@@ -72,7 +74,7 @@ class Encoder:
     def __init__(self, folder: Path, info: TokenizerInfo, tokenizer: Tokenizer, definition: bytes) -> None:
         self.info = info
         self.dtype = id_dtype(info.vocab_size)
-        self._folder = folder
+        self.folder = folder
         self._tokenizer = tokenizer
         fast, self.engine_reason = _proven_kitoken(definition, tokenizer)
         self.engine = "tokenizers" if fast is None else "kitoken"
@@ -80,7 +82,7 @@ class Encoder:
         _LOG.info("tokenizer %s (%s): engine %s, %s", info.name, info.sha256[:12], self.engine, self.engine_reason)
 
     def __reduce__(self) -> tuple[Callable[[str], Encoder], tuple[str]]:
-        return open_encoder, (str(self._folder),)
+        return open_encoder, (str(self.folder),)
 
     def encode_batch(self, views: Views | pa.Array | pa.ChunkedArray, *, append_eos: bool = True) -> EncodedBatch:
         """Encode documents.
@@ -173,10 +175,6 @@ def _open(folder: str, sha256: str) -> Encoder:
 def _proven_kitoken(definition: bytes, tokenizer: Tokenizer) -> tuple[Callable[[str], list[int]] | None, str]:
     """Return kitoken's encode function if it gives the library's ids, and the reason for or against it."""
     try:
-        from kitoken import Kitoken
-    except ImportError:
-        return None, "kitoken is not installed"
-    try:
         fast = Kitoken.from_tokenizers(_without_special_tokens(definition)).encode
         for number, text in enumerate(_hard_texts(tokenizer)):
             if fast(text) != tokenizer.encode(text, add_special_tokens=False).ids:
@@ -212,7 +210,7 @@ def _hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
         yield tokenizer.decode(drawn, skip_special_tokens=False)
 
 
-def _library_ids(tokenizer: Tokenizer, texts: Iterator[str]) -> Iterator[list[int]]:
+def _library_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
     group: list[str] = []
     room = _LIBRARY_GROUP_BYTES
     for text in texts:
@@ -233,9 +231,9 @@ def _arrow_texts(column: pa.Array | pa.ChunkedArray) -> Iterator[str]:
 
 def _view_texts(views: Views) -> Iterator[str]:
     # Both engines take Python strings: one decode per document, 1-2 % of the encoder's time.
-    buffer = memoryview(np.ascontiguousarray(views.data))
+    buffer = np.ascontiguousarray(views.data).data
     bounds = views.offsets.tolist()
-    for index, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(bounds)):
         try:
             yield str(buffer[start:end], "utf-8")
         except UnicodeDecodeError as error:

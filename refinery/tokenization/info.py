@@ -98,7 +98,7 @@ def describe(definition: bytes, config: dict[str, Any] | None, name: str, origin
     for token in (eos, pad):
         if token is not None and token not in vocab:
             raise IntegrityError(
-                f"{name}: {CONFIG_FILE} names {token!r}, which is none of the {len(vocab):,} tokens of {TOKENIZER_FILE}; "
+                f"{name}: {CONFIG_FILE} names {token!r}, none of the {len(vocab):,} tokens of {TOKENIZER_FILE}; "
                 "the two files belong to different tokenizers"
             )
     special = [token["content"] for token in parsed.get("added_tokens", []) if token.get("special")]

@@ -1,0 +1,252 @@
+"""What a vocabulary does to real text: compression, coverage of Chinese, and tokens that will never be trained.
+
+A model learns nothing about a token that its data never contains; such tokens waste parameters and, met at inference,
+give garbage ("glitch tokens"). Metrics follow the usual definitions: fertility = tokens per word (Chinese: per Han
+character), compression = UTF-8 bytes per token; only bits per byte compare models across vocabularies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refinery.errors import DataError
+from refinery.tokenization.encode import Encoder
+from refinery.tokenization.info import read_definition
+
+REPORT_VERSION = 1
+_WORD = re.compile(r"\w+")
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+_LISTED = 50
+
+
+@dataclass
+class _Group:
+    """Totals of one (domain, language)."""
+
+    num_docs: int = 0
+    num_bytes: int = 0
+    num_chars: int = 0
+    num_words: int = 0
+    num_han: int = 0
+    num_tokens: int = 0
+
+    def as_json(self, lang: str) -> dict[str, Any]:
+        units, unit = (self.num_han, "han character") if lang.startswith("zh") else (self.num_words, "word")
+        return {
+            "num_docs": self.num_docs,
+            "num_bytes": self.num_bytes,
+            "num_tokens": self.num_tokens,
+            "bytes_per_token": _ratio(self.num_bytes, self.num_tokens),
+            "chars_per_token": _ratio(self.num_chars, self.num_tokens),
+            "fertility": _ratio(self.num_tokens, units),
+            "fertility_unit": unit,
+        }
+
+
+@dataclass
+class _Tally:
+    """All that one pass over the samples collects."""
+
+    groups: dict[tuple[str, str], _Group] = field(default_factory=dict)
+    han: Counter[str] = field(default_factory=Counter)
+    uses: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    num_docs_with: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    num_roundtrip_failures: int = 0
+    first_failure: str | None = None
+
+
+def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common_han: int = 3000) -> dict[str, Any]:
+    """Examine a vocabulary on text, best held out from its training sample.
+
+    Args:
+        encoder: the opened vocabulary.
+        samples: (domain, language, text) of each document; language as ISO 639-1, ``zh`` counts per Han character.
+        num_common_han: of the samples' Han characters, how many of the most frequent to look up as single tokens.
+    Returns: a report that `json` can write: tables by group, Han coverage, token use, longest tokens, a verdict.
+
+    Raises:
+        DataError: there is no sample text.
+    """
+    tally = _count(encoder, samples)
+    texts = encoder.token_texts()
+    total = _total(tally.groups.values())
+    if not total.num_tokens:
+        raise DataError("the health report needs text: every sample is empty; give documents of each domain")
+    special = set(encoder.info.special_ids.values())
+    report = {
+        "version": REPORT_VERSION,
+        "tokenizer": {"name": encoder.info.name, "sha256": encoder.info.sha256, "vocab_size": encoder.info.vocab_size},
+        "engine": {"name": encoder.engine, "reason": encoder.engine_reason},
+        "special_ids": encoder.info.special_ids,
+        "by_domain_and_language": [
+            {"domain": domain, "language": lang, **group.as_json(lang)}
+            for (domain, lang), group in sorted(tally.groups.items())
+        ],
+        "by_language": _merged(tally.groups, by=1, label="language"),
+        "by_domain": _merged(tally.groups, by=0, label="domain"),
+        "total": total.as_json(""),
+        "han": _han_coverage(encoder, tally.han, num_common_han),
+        "tokens": _token_use(encoder, tally, texts, special),
+        "longest_tokens": _longest(texts, special),
+        "roundtrip_failures": tally.num_roundtrip_failures,
+        "first_roundtrip_failure": tally.first_failure,
+    }
+    report["verdict"] = _verdict(report)
+    return report
+
+
+def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]]) -> _Tally:
+    size = encoder.info.vocab_size
+    tally = _Tally(uses=np.zeros(size, dtype=np.int64), num_docs_with=np.zeros(size, dtype=np.int64))
+    for domain, lang, text in samples:
+        ids = encoder.encode_text(text)
+        group = tally.groups.setdefault((domain, lang), _Group())
+        han = _HAN.findall(text)
+        group.num_docs += 1
+        group.num_bytes += len(text.encode())
+        group.num_chars += len(text)
+        group.num_words += len(_WORD.findall(text))
+        group.num_han += len(han)
+        group.num_tokens += len(ids)
+        tally.han.update(han)
+        distinct, counts = np.unique(ids, return_counts=True)
+        tally.uses[distinct] += counts
+        tally.num_docs_with[distinct] += 1
+        if encoder.decode(ids) != text:
+            tally.num_roundtrip_failures += 1
+            tally.first_failure = tally.first_failure or text[:80]
+    return tally
+
+
+def _han_coverage(encoder: Encoder, han: Counter[str], num_common: int) -> dict[str, Any]:
+    # Ties by code point, so that the report does not depend on the order of documents.
+    common = sorted(han, key=lambda char: (-han[char], char))[:num_common]
+    single = [char for char in common if len(encoder.encode_text(char)) == 1]
+    missing = sorted(set(common) - set(single), key=lambda char: (-han[char], char))
+    total = sum(han.values())
+    return {
+        "num_distinct": len(han),
+        "num_looked_up": len(common),
+        "num_single_token": len(single),
+        "single_token_frac": _ratio(len(single), len(common)),
+        "single_token_frac_of_text": _ratio(sum(han[char] for char in single), total),
+        "most_common_without_token": missing[:_LISTED],
+    }
+
+
+def _token_use(encoder: Encoder, tally: _Tally, texts: list[str | None], special: set[int]) -> dict[str, Any]:
+    ordinary = [index for index, text in enumerate(texts) if text is not None and index not in special]
+    unused = [index for index in ordinary if not tally.uses[index]]
+    one_document = [index for index in ordinary if tally.num_docs_with[index] == 1 and tally.uses[index] >= 10]
+    one_document.sort(key=lambda index: (-int(tally.uses[index]), index))
+    unreachable = _unreachable(encoder, texts, ordinary)
+    parents = _merge_parts(encoder)
+    # Used by no text, though both halves are alive elsewhere, is a rare token; with a dead half it is a dead branch.
+    dead = [index for index in unused if any(not tally.uses[part] for part in parents.get(index, ()))]
+    return {
+        "num_ordinary": len(ordinary),
+        "num_unused": len(unused),
+        "unused_frac": _ratio(len(unused), len(ordinary)),
+        "unused": _listed(unused, texts),
+        "num_unreachable": len(unreachable),
+        "unreachable": _listed(unreachable, texts),
+        "num_glitch_candidates": len(set(unreachable) | set(dead)),
+        "glitch_candidates": _listed(sorted(set(unreachable) | set(dead)), texts),
+        "num_one_document": len(one_document),
+        "one_document": _listed(one_document, texts),
+    }
+
+
+def _unreachable(encoder: Encoder, texts: list[str | None], ordinary: list[int]) -> list[int]:
+    """Return tokens of whole characters whose own text does not encode to them.
+
+    Such a token can come only out of a longer pretoken, if at all: it is cut by the split pattern, or merges of higher
+    priority always take its parts. Tokens of broken UTF-8 cannot be asked this way and are left out.
+    """
+    found = []
+    for index in ordinary:
+        text = texts[index] or ""
+        if text and "\ufffd" not in text:
+            ids = encoder.encode_text(text)
+            if len(ids) != 1 or ids[0] != index:
+                found.append(index)
+    return found
+
+
+def _merge_parts(encoder: Encoder) -> dict[int, tuple[int, int]]:
+    """Return id of each merged token -> ids of the two tokens that its merge joins."""
+    model = json.loads(read_definition(encoder.folder))["model"]
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict):
+        return {}
+    parts: dict[int, tuple[int, int]] = {}
+    for merge in model.get("merges", ()):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if left + right in vocab:
+            parts.setdefault(vocab[left + right], (vocab[left], vocab[right]))
+    return parts
+
+
+def _longest(texts: list[str | None], special: set[int]) -> list[dict[str, Any]]:
+    # One byte stands for a broken piece: U+FFFD itself would make every lone byte three bytes long.
+    lengths = [0 if text is None else len(text.replace("\ufffd", "?").encode()) for text in texts]
+    order = [index for index, text in enumerate(texts) if text and index not in special]
+    order.sort(key=lambda index: (-lengths[index], index))
+    return _listed(order[:_LISTED], texts)
+
+
+def _listed(indices: list[int], texts: list[str | None]) -> list[dict[str, Any]]:
+    return [{"id": index, "text": _visible(texts[index] or "")} for index in indices[:_LISTED]]
+
+
+def _visible(text: str) -> str:
+    """Return text that a table can show: control and format characters as escapes, at most 80 characters."""
+    shown = "".join(f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" else c for c in text[:80])
+    return shown + ("…" if len(text) > 80 else "")
+
+
+def _verdict(report: dict[str, Any]) -> dict[str, Any]:
+    """Say in one word whether to use the vocabulary, with the reasons; bounds are ours, stated in each reason."""
+    failures, warnings = [], []
+    if report["roundtrip_failures"]:
+        failures.append(f"{report['roundtrip_failures']} documents do not decode to themselves; the bound is 0")
+    unused = report["tokens"]["unused_frac"]
+    if unused is not None and unused > 0.2:
+        warnings.append(
+            f"{unused:.1%} of the tokens never occur in this text (over 20 %): smaller vocabulary, more text?"
+        )
+    if report["tokens"]["num_unreachable"]:
+        warnings.append(f"{report['tokens']['num_unreachable']} tokens are not reached by their own text")
+    covered = report["han"]["single_token_frac_of_text"]
+    if covered is not None and report["han"]["num_distinct"] >= 500 and covered < 0.95:
+        warnings.append(f"{covered:.1%} of the Han text is in characters with a token of their own (under 95 %)")
+    word = "unfit" if failures else "look" if warnings else "good"
+    return {"word": word, "reasons": failures + warnings}
+
+
+def _merged(groups: dict[tuple[str, str], _Group], by: int, label: str) -> list[dict[str, Any]]:
+    table = []
+    for value in sorted({key[by] for key in groups}):
+        total = _total(group for key, group in groups.items() if key[by] == value)
+        table.append({label: value, **total.as_json(value if by == 1 else "")})
+    return table
+
+
+def _total(groups: Iterable[_Group]) -> _Group:
+    total = _Group()
+    for group in groups:
+        for name in vars(total):
+            setattr(total, name, getattr(total, name) + getattr(group, name))
+    return total
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return round(above / below, 6) if below else None
