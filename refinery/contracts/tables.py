@@ -61,7 +61,14 @@ EXACT_KEYS = _schema(
     ("doc_id", pa.int64(), False),
     ("exact_key", pa.string(), False),
     ("num_shingles", pa.int64(), False),
+    ("priority", pa.int64(), False),
+    ("num_bytes", pa.int64(), False),
+    ("date", pa.string(), True),
+    ("source_rank", pa.int64(), False),
+    ("doc_key", pa.string(), False),
 )
+
+CANDIDATES = _schema(("doc_id", pa.int64(), False))
 
 SHINGLES = _schema(("doc_id", pa.int64(), False), ("shingles", pa.binary(), False))
 
@@ -87,6 +94,7 @@ TABLES: dict[str, pa.Schema] = {
     "cuts": CUTS,
     "bands": BANDS,
     "exact_keys": EXACT_KEYS,
+    "candidates": CANDIDATES,
     "shingles": SHINGLES,
     "edges": EDGES,
     "clusters": CLUSTERS,

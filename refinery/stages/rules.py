@@ -1,0 +1,163 @@
+"""rules: signals are facts, computed once; thresholds are policy, decided again in a pass over numbers.
+
+One part task makes sure that the part's ``signals`` stand and then decides. A changed threshold therefore re-decides
+in seconds and never reads text.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
+from refinery.contracts.tables import DECISIONS
+from refinery.io import parts as part_files
+from refinery.io.survivors import read_survivors
+from refinery.kernels.decide import decide
+from refinery.kernels.preset import Rule, load_preset
+from refinery.kernels.signals import SIGNALS, signals
+from refinery.kernels.text import text_views
+from refinery.recipe import Recipe
+from refinery.stages.decisions import decisions_table, located
+from refinery.stages.part_tasks import run_part_tasks
+from refinery.stages.tallies import TALLY_COLUMNS, tally
+from refinery.stages.workspace import (
+    Run,
+    check_conservation,
+    commit_stage,
+    need_stage,
+    part_entries,
+    stage_fingerprint,
+    up_to_date,
+)
+
+NAME = "rules"
+ALGORITHM_VERSION = 1
+SIGNALS_VERSION = 1
+"""Changes when a signal's definition does; thresholds never touch it."""
+
+
+@dataclass(frozen=True)
+class RulesTask:
+    """Everything one part task needs."""
+
+    workdir: str
+    rules: tuple[Rule, ...]
+    slice_rows: int
+    documents: dict[int, str]
+    """Part -> content hash of its documents."""
+    rules_identity: str
+
+
+def signals_schema() -> pa.Schema:
+    """Return the schema of the signals table: ``doc_id`` and one column per signal."""
+    fields = [pa.field("doc_id", pa.int64(), nullable=False)]
+    fields += [pa.field(s.name, pa.from_numpy_dtype(np.dtype(s.dtype)), nullable=True) for s in SIGNALS]
+    return pa.schema(fields)
+
+
+def recipe_rules(recipe: Recipe) -> tuple[Rule, ...]:
+    """Return the rules of the recipe's presets, in order.
+
+    Raises:
+        ConfigError: an unknown preset or signal.
+    """
+    names: Sequence[str] = recipe.rules.presets if recipe.rules else ()
+    return tuple(rule for name in names for rule in load_preset(name).rules)
+
+
+def run(run_: Run, *, force: bool = False) -> StageManifest:
+    """Compute signals where they are missing and decide every document."""
+    started = time.monotonic()
+    recipe = run_.recipe
+    rules = recipe_rules(recipe)
+    ingest = need_stage(recipe.workdir, "ingest")
+    recipe_slice = {"rules": [_plain(rule) for rule in rules]}
+    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, {"ingest": ingest.content_hash})
+    done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
+    if done is not None:
+        return done
+    task = RulesTask(
+        recipe.workdir, rules, run_.slice_rows, ingest.part_hashes("documents"), fingerprint_of(recipe_slice)
+    )
+    work = functools.partial(rules_part, task)
+    results = run_part_tasks(run_.spark, sorted(task.documents), work, run_.report_progress(NAME))
+    counts = merge_counts(r["counts"] for r in results)
+    check_conservation(NAME, ingest.counts, counts)
+    manifest = StageManifest(
+        stage=NAME,
+        fingerprint=fingerprint,
+        algorithm_version=ALGORITHM_VERSION,
+        recipe_slice=recipe_slice,
+        inputs={"ingest": ingest.content_hash},
+        parts=part_entries("signals", results, "signals") + part_entries("decisions", results, "decisions"),
+        counts=counts,
+        facts={
+            "rule_names": [rule.full_name for rule in rules],
+            "cut_by_rule": _sum_lists(results, "cut_by_rule"),
+            "cut_by_rule_alone": _sum_lists(results, "cut_by_rule_alone"),
+        },
+        volatile={"part_seconds": sum(r["cpu_seconds"] for r in results)},
+    )
+    return commit_stage(run_, manifest, started)
+
+
+def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
+    """Make sure that one part has its signals and its decisions."""
+    signals_print = fingerprint_of("signals", SIGNALS_VERSION, task.documents[part])
+    path = part_files.part_path(task.workdir, NAME, "signals", part)
+    signals_file = part_files.found_part(path, signals_print) or part_files.write_part(
+        path, _compute_signals(task, part), signals_schema(), signals_print
+    )
+    decisions_print = fingerprint_of(NAME, ALGORITHM_VERSION, signals_file.content_hash, task.rules_identity)
+    path = part_files.part_path(task.workdir, NAME, "decisions", part)
+    decisions_file = part_files.found_part(path, decisions_print)
+    if decisions_file is None:
+        table, result = _decide(task, part)
+        decisions_file = part_files.write_part(path, table, DECISIONS, decisions_print, result)
+    return {
+        **decisions_file.result,
+        "signals": located(part, signals_file),
+        "decisions": located(part, decisions_file),
+    }
+
+
+def _compute_signals(task: RulesTask, part: int) -> pa.Table:
+    schema = signals_schema()
+    batches = [schema.empty_table()]
+    for piece in read_survivors(task.workdir, part, ["doc_id", "text"], (), task.slice_rows):
+        columns = signals(text_views(piece.table.column("text")))
+        batches.append(pa.table({"doc_id": piece.table.column("doc_id"), **{s.name: columns[s.name] for s in SIGNALS}}))
+    return pa.concat_tables([b.cast(schema) for b in batches])
+
+
+def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
+    table = part_files.read_part(task.workdir, NAME, "signals", part)
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    made = decide(columns, task.rules)
+    names = np.array([rule.full_name for rule in task.rules] + [None], dtype=object)
+    reasons = pa.array(names[made.first_rule], type=pa.string())
+    documents = part_files.read_part(task.workdir, "ingest", "documents", part, list(TALLY_COLUMNS))
+    entered = np.ones(table.num_rows, dtype=bool)
+    decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=made.rule_bits)
+    bits = made.rule_bits
+    result = {
+        "counts": tally(documents, None, reasons),
+        "cut_by_rule": [int(((bits >> i) & 1).sum()) for i in range(len(task.rules))],
+        "cut_by_rule_alone": [int((bits == np.int64(1) << i).sum()) for i in range(len(task.rules))],
+    }
+    return decisions, result
+
+
+def _sum_lists(results: list[dict[str, Any]], key: str) -> list[int]:
+    return [sum(column) for column in zip(*(r[key] for r in results), strict=True)]
+
+
+def _plain(rule: Rule) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(rule).items()}
