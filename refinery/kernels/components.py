@@ -97,16 +97,12 @@ def _adjacency(left: np.ndarray, right: np.ndarray, num_nodes: int) -> tuple[np.
 
 
 @numba.njit(cache=True, nogil=True)
-def _keep_in_order(  # noqa: PLR0913 (a kernel: arrays in, arrays out)
-    order: np.ndarray,
-    rank: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    jaccard: np.ndarray,
-    keep: np.ndarray,
-    because_of: np.ndarray,
-    twin_edge: np.ndarray,
-) -> None:
+def _keep_in_order(
+    order: np.ndarray, rank: np.ndarray, left: np.ndarray, right: np.ndarray, jaccard: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    keep = np.zeros(len(order), dtype=np.bool_)
+    because_of = np.empty(len(order), dtype=np.int64)
+    twin_edge = np.empty(len(order), dtype=np.int64)
     starts, edges = _adjacency(left, right, len(order))
     for node in order:
         best_edge, best_twin = -1, -1
@@ -121,6 +117,7 @@ def _keep_in_order(  # noqa: PLR0913 (a kernel: arrays in, arrays out)
         keep[node] = best_edge < 0
         because_of[node] = best_twin
         twin_edge[node] = best_edge
+    return keep, because_of, twin_edge
 
 
 def greedy_keep(rank: np.ndarray, left: np.ndarray, right: np.ndarray, jaccard: np.ndarray) -> GreedyKeep:
@@ -154,12 +151,8 @@ def greedy_keep(rank: np.ndarray, left: np.ndarray, right: np.ndarray, jaccard: 
     order = np.argsort(rank, kind="stable")
     if num_nodes and np.any(np.diff(rank[order]) == 0):
         raise ConfigError("two documents share a rank; break ties by doc_key before calling greedy_keep")
-    keep = np.zeros(num_nodes, dtype=np.bool_)
-    because_of = np.empty(num_nodes, dtype=np.int64)
-    twin_edge = np.empty(num_nodes, dtype=np.int64)
     similarity = np.ascontiguousarray(jaccard, dtype=np.float64)
-    _keep_in_order(order, rank, left, right, similarity, keep, because_of, twin_edge)
-    return GreedyKeep(keep, because_of, twin_edge)
+    return GreedyKeep(*_keep_in_order(order, rank, left, right, similarity))
 
 
 def _check_edges(left: np.ndarray, right: np.ndarray) -> None:

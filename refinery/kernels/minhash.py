@@ -28,13 +28,13 @@ from refinery.errors import ConfigError
 from refinery.hashing import splitmix64_array, stage_seed
 from refinery.kernels.shingles import (
     BLOCK_WORDS,
+    WORD_SEED,
     check_shingle_size,
     keep_tail,
     roll_shingles,
     scan_table,
     scan_words,
 )
-from refinery.kernels.shingles import _WORD_SEED as WORD_SEED
 from refinery.kernels.text import TextViews
 
 FORMAT_VERSION = 1
@@ -69,15 +69,15 @@ class MinHashConfig:
 class Signatures(NamedTuple):
     """Signatures of D documents."""
 
-    signature_DH: np.ndarray
+    values: np.ndarray
     """uint32, shape (D, H); all `EMPTY` where a document has no shingles."""
     num_shingles: np.ndarray
     """int64, shape (D,): shingles with repeats; the signature is valid where it is above 0."""
 
 
 @functools.cache
-def hash_family(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (a, b) of the multiply-shift family: uint64, shape (H,) each, read-only; a is odd.
+def hash_family(num_hashes: int, seed: int) -> np.ndarray:
+    """Return the rows (a, b) of the multiply-shift family: uint64, shape (2, H), read-only; every a is odd.
 
     Raises:
         ConfigError: `num_hashes` is not in 1..65536.
@@ -85,11 +85,10 @@ def hash_family(num_hashes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     _check_num_hashes(num_hashes)
     base = np.uint64(stage_seed(seed, "minhash"))
     counter = np.arange(num_hashes, dtype=np.uint64) * np.uint64(2)
-    a = splitmix64_array(splitmix64_array(counter) ^ base) | np.uint64(1)
-    b = splitmix64_array(splitmix64_array(counter + np.uint64(1)) ^ base)
-    a.flags.writeable = False
-    b.flags.writeable = False
-    return a, b
+    family = np.stack([splitmix64_array(splitmix64_array(counter + np.uint64(k)) ^ base) for k in range(2)])
+    family[0] |= np.uint64(1)
+    family.flags.writeable = False
+    return family
 
 
 def _check_num_hashes(num_hashes: int) -> None:
@@ -98,14 +97,14 @@ def _check_num_hashes(num_hashes: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _lower_minima(block: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, minima: np.ndarray) -> None:
+def _lower_minima(block: np.ndarray, count: int, family: np.ndarray, minima: np.ndarray) -> None:
     """Lower 64-bit minima by the first `count` shingles of a block (count > 0; the block has room for the padding)."""
     padded = (count + _LANES - 1) // _LANES * _LANES
     for k in range(count, padded):
         block[k] = block[0]
     xs = block[:padded]
-    for j in range(len(a)):
-        a_j, b_j = a[j], b[j]
+    for j in range(family.shape[1]):
+        a_j, b_j = family[0, j], family[1, j]
         lowest = minima[j]
         for k in range(padded):
             lowest = min(lowest, a_j * np.uint64(xs[k]) + b_j)
@@ -113,33 +112,32 @@ def _lower_minima(block: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, m
 
 
 @numba.njit(cache=True, nogil=True)
-def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, family: np.ndarray, out: np.ndarray) -> None:
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
-    minima = np.empty(len(a), dtype=np.uint64)
+    minima = np.empty(family.shape[1], dtype=np.uint64)
     for doc in range(len(offsets) - 1):
         minima[:] = _ALL_ONES
         for first in range(offsets[doc], offsets[doc + 1], BLOCK_WORDS):
             count = min(BLOCK_WORDS, offsets[doc + 1] - first)
             block[:count] = hashes[first : first + count]
-            _lower_minima(block, count, a, b, minima)
-        for j in range(len(a)):
+            _lower_minima(block, count, family, minima)
+        for j in range(family.shape[1]):
             out[doc, j] = minima[j] >> _S32
 
 
 @numba.njit(cache=True, nogil=True)
-def _sign_text(  # noqa: PLR0913 (a kernel: arrays in, arrays out)
+def _sign_text(
     offsets: np.ndarray,
     data: np.ndarray,
     table: np.ndarray,
     size: int,
-    a: np.ndarray,
-    b: np.ndarray,
+    family: np.ndarray,
     out: np.ndarray,
     num_shingles: np.ndarray,
 ) -> None:
     words = np.empty(BLOCK_WORDS + size - 1, dtype=np.uint64)
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
-    minima = np.empty(len(a), dtype=np.uint64)
+    minima = np.empty(family.shape[1], dtype=np.uint64)
     for doc in range(len(offsets) - 1):
         minima[:] = _ALL_ONES
         position, end, filled, total = offsets[doc], offsets[doc + 1], 0, 0
@@ -147,11 +145,11 @@ def _sign_text(  # noqa: PLR0913 (a kernel: arrays in, arrays out)
             filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
             count = roll_shingles(words, filled, size, block, 0)
             if count > 0:
-                _lower_minima(block, count, a, b, minima)
+                _lower_minima(block, count, family, minima)
             total += count
             filled = keep_tail(words, filled, size)
         num_shingles[doc] = total
-        for j in range(len(a)):
+        for j in range(family.shape[1]):
             out[doc, j] = minima[j] >> _S32
 
 
@@ -168,9 +166,9 @@ def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: in
     Raises:
         ConfigError: `num_hashes` is out of bounds.
     """
-    a, b = hash_family(num_hashes, seed)
+    family = hash_family(num_hashes, seed)
     out = np.empty((len(shingle_offsets) - 1, num_hashes), dtype=np.uint32)
-    _sign_shingles(shingle_offsets, shingles, a, b, out)
+    _sign_shingles(shingle_offsets, shingles, family, out)
     return out
 
 
@@ -184,11 +182,11 @@ def signatures_of_text(views: TextViews, config: MinHashConfig) -> Signatures:
         config: hashes, shingles and seed.
     Returns: see `Signatures`.
     """
-    a, b = hash_family(config.num_hashes, config.seed)
+    family = hash_family(config.num_hashes, config.seed)
     out = np.empty((views.num_docs, config.num_hashes), dtype=np.uint32)
     num_shingles = np.zeros(views.num_docs, dtype=np.int64)
     table = scan_table(config.unit)
-    _sign_text(views.offsets, views.data, table, config.shingle_size, a, b, out, num_shingles)
+    _sign_text(views.offsets, views.data, table, config.shingle_size, family, out, num_shingles)
     return Signatures(out, num_shingles)
 
 
