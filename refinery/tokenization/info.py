@@ -119,10 +119,10 @@ def write_tokenizer(out_dir: str | Path, definition: bytes, config: dict[str, An
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_FILE).unlink(missing_ok=True)
-    _write_atomically(folder / TOKENIZER_FILE, definition)
+    write_atomically(folder / TOKENIZER_FILE, definition)
     config_text = json.dumps(config, ensure_ascii=False, sort_keys=True, indent=1) + "\n"
-    _write_atomically(folder / CONFIG_FILE, config_text.encode())
-    _write_atomically(folder / INFO_FILE, info.to_json().encode())
+    write_atomically(folder / CONFIG_FILE, config_text.encode())
+    write_atomically(folder / INFO_FILE, info.to_json().encode())
 
 
 def load_info(path: str | Path) -> TokenizerInfo:
@@ -235,7 +235,8 @@ def read_definition(folder: Path) -> bytes:
         raise ConfigError(f"no {TOKENIZER_FILE} in {folder}; train one, or give the folder that holds it") from None
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 _MIB = 1 << 20
 
 
-class _Sample:
+class CheckedSample:
     """Counts and checks texts on their way into the trainer."""
 
     def __init__(
@@ -105,7 +105,7 @@ def train_bpe(
         show_progress=False,
     )
     # The mask of sample_mask is a draw: its bytes scatter around sample_bytes, most for few long documents.
-    sample = _Sample(texts, 2 * recipe.sample_bytes + 16 * _MIB, progress)
+    sample = CheckedSample(texts, 2 * recipe.sample_bytes + 16 * _MIB, progress)
     tokenizer.train_from_iterator(iter(sample), trainer)
     if sample.error is not None:
         raise sample.error

@@ -54,7 +54,7 @@ _PIECES = [
         "İ",
         "K",
     ),
-    *("<|endoftext|>", "<|pad|>", "<|reserved_0|>", "<|", "|>", " <|", "endoftext"),
+    *("<|endoftext|>", "<|pad|>", "<|reserved_0|>", "<|", "|>", " <|", "endoftext", "<tool_call>"),
 ]
 _TEXT = st.one_of(
     st.text(max_size=200),
