@@ -1,0 +1,221 @@
+"""Cut an input into splits, one documents part each, before anything is read.
+
+A plan is a function of the sorted file list, the sizes and the recipe, never of cores or partitions, so that part
+numbers, and with them all that follows, are the same on every machine.
+
+- Plain jsonl and line-wise text: byte ranges of `part_bytes`; a record belongs to the range of its first byte.
+- Parquet: runs of row groups of about `part_bytes` of uncompressed text.
+- Everything else: whole files, small ones grouped until they are expected to hold `part_bytes` of text.
+
+A single compressed file cannot be entered in the middle. If it holds more than `part_bytes`, its part is larger than
+the others and takes longer; memory stays bounded, because readers stream and parts are written row group by row group.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refinery.errors import ConfigError
+from refinery.io.compressed import CODECS, codec_of, open_raw
+from refinery.io.records import InputSpec, Split, SplitFile
+
+FILE_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "json": (".json",),
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".tsv"),
+    "text": (".txt", ".text", ".md", ".rst", ".zip"),
+    "html": (".html", ".htm", ".xhtml"),
+    "warc": (".warc", ".wet", ".arc"),
+}
+"""What counts as input when a path names a folder; a compression suffix may follow."""
+
+_FILE_COST_BYTES = 4096
+"""Opening a file costs about as much as reading this many bytes: a million tiny files still spread over parts."""
+
+_EXPANSION = {None: 1.0, "gzip": 4.0, "bz2": 5.0, "xz": 5.0, "zstd": 4.0}
+"""Text bytes per stored byte, by codec."""
+
+_WEB_EXPANSION = 0.25
+"""Text is about a sixteenth of a crawl's HTML (Common Crawl: WET over WARC), which packs to a quarter."""
+
+
+def plan_splits(spec: InputSpec, part_bytes: int, storage: Mapping[str, Any] | None = None) -> list[Split]:
+    """Plan the splits of one input.
+
+    Args:
+        spec: the input.
+        part_bytes: wanted bytes of text per part.
+        storage: fsspec options for URLs.
+
+    Raises:
+        ConfigError: a path matches nothing, or all files are empty, or an option is unknown.
+    """
+    if part_bytes < 1:
+        raise ConfigError(f"part_bytes is {part_bytes}; it must be at least 1 (default: 64 MB)")
+    if spec.format == "python_environment":
+        from refinery.io.read_python_environment import plan_environment  # noqa: PLC0415 - walks nothing else needs
+
+        return plan_environment(spec, part_bytes)
+    files = find_files(spec, storage)
+    if all(f.size_bytes == 0 for f in files):
+        raise ConfigError(
+            f"input {spec.source!r} is empty: {len(files)} file(s) matched, all of 0 bytes, "
+            f"the first is {files[0].name!r}; point paths at files that hold documents"
+        )
+    splits: list[Split] = []
+    group: list[SplitFile] = []
+    group_bytes = 0
+    for file in files:
+        pieces = _pieces(spec, file, part_bytes, storage)
+        if pieces:
+            splits.extend(pieces)
+            continue
+        cost = _text_bytes(spec, file)
+        if group and group_bytes + cost > part_bytes:
+            splits.append(Split(tuple(group), estimated_bytes=group_bytes))
+            group, group_bytes = [], 0
+        group.append(file)
+        group_bytes += cost
+    if group:
+        splits.append(Split(tuple(group), estimated_bytes=group_bytes))
+    return sorted(splits, key=lambda s: (s.files[0].name, s.start))
+
+
+def find_files(spec: InputSpec, storage: Mapping[str, Any] | None = None) -> list[SplitFile]:
+    """Return the files that an input's paths match, sorted by name, each once.
+
+    Raises:
+        ConfigError: a path matches nothing (the message names the nearest folder that exists).
+    """
+    found: dict[str, SplitFile] = {}
+    for pattern in spec.paths:
+        matched = 0
+        for file in _remote_files(spec, pattern, storage) if "://" in pattern else _local_files(spec, pattern):
+            found.setdefault(file.path, file)
+            matched += 1
+        if not matched:
+            raise ConfigError(f"input {spec.source!r}: {pattern!r} matches no file; {_nearest(pattern)}")
+    if not found:
+        raise ConfigError(f"input {spec.source!r} has no paths; name files, folders, globs or URLs")
+    return sorted(found.values(), key=lambda f: f.name)
+
+
+def _pieces(spec: InputSpec, file: SplitFile, part_bytes: int, storage: Mapping[str, Any] | None) -> list[Split]:
+    """Cut one file that can be cut; an empty list means that it goes whole into a group."""
+    if spec.format == "parquet":
+        return _row_group_splits(spec, file, part_bytes, storage)
+    by_line = (spec.format == "jsonl" and not file.name.endswith(".json")) or (
+        spec.format == "text" and spec.options.get("unit") == "line" and not file.name.endswith(".zip")
+    )
+    if not by_line or codec_of(file.name) or file.size_bytes <= part_bytes:
+        return []
+    count = -(-file.size_bytes // part_bytes)
+    edges = [file.size_bytes * i // count for i in range(count + 1)]
+    return [Split((file,), "bytes", a, b, estimated_bytes=b - a) for a, b in pairwise(edges)]
+
+
+def _row_group_splits(
+    spec: InputSpec, file: SplitFile, part_bytes: int, storage: Mapping[str, Any] | None
+) -> list[Split]:
+    """Group the row groups of a large Parquet file; one with a broken footer stays whole, for its reader to report."""
+    if file.size_bytes * 3 <= part_bytes:
+        return []
+    try:
+        with open_raw(file.path, storage) as raw:
+            meta = pq.read_metadata(raw)
+    except (pa.ArrowException, OSError):
+        return []
+    wanted = set(spec.options.get("text_fields") or [spec.text_field])
+    sizes = []
+    for g in range(meta.num_row_groups):
+        group = meta.row_group(g)
+        columns = [group.column(c) for c in range(group.num_columns)]
+        sizes.append(sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in wanted))
+    splits: list[Split] = []
+    start, held = 0, 0
+    for g, size in enumerate(sizes):
+        if g > start and held + size > part_bytes:
+            splits.append(Split((file,), "row_groups", start, g, estimated_bytes=held))
+            start, held = g, 0
+        held += size
+    if sizes:
+        splits.append(Split((file,), "row_groups", start, len(sizes), estimated_bytes=held))
+    return splits
+
+
+def _text_bytes(spec: InputSpec, file: SplitFile) -> int:
+    factor = _WEB_EXPANSION if spec.format == "warc" and codec_of(file.name) else _EXPANSION[codec_of(file.name)]
+    if spec.format == "parquet" or file.name.endswith(".zip"):
+        factor = 3.0
+    return int(file.size_bytes * factor) + _FILE_COST_BYTES
+
+
+def _is_input(spec: InputSpec, name: str) -> bool:
+    path = Path(name)
+    if path.name.startswith((".", "_")):
+        return False
+    if path.suffix.lower() in CODECS:
+        path = path.with_suffix("")
+    suffixes = FILE_SUFFIXES.get(spec.format, ())
+    return path.suffix.lower() in suffixes
+
+
+def _local_files(spec: InputSpec, pattern: str) -> Iterator[SplitFile]:
+    expanded = str(Path(pattern).expanduser())
+    matches = [expanded] if Path(expanded).exists() else sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    for match in matches:
+        path = Path(match)
+        if not path.is_dir():
+            yield _local_file(match)
+            continue
+        for folder, subfolders, names in os.walk(match):
+            subfolders.sort()
+            for name in sorted(names):
+                if _is_input(spec, name):
+                    yield _local_file(str(Path(folder) / name))
+
+
+def _local_file(name: str) -> SplitFile:
+    facts = Path(name).stat()
+    return SplitFile(str(Path(name).absolute()), Path(name).as_posix(), facts.st_size, str(facts.st_mtime_ns))
+
+
+def _remote_files(spec: InputSpec, pattern: str, storage: Mapping[str, Any] | None) -> Iterator[SplitFile]:
+    import fsspec  # noqa: PLC0415 - only remote inputs pay for it
+
+    try:
+        fs, path = fsspec.core.url_to_fs(pattern, **dict(storage or {}))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"input {spec.source!r}: cannot use {pattern!r}: {error}") from error
+    if glob.has_magic(path):
+        facts = fs.glob(path, detail=True)
+    elif fs.isfile(path):
+        facts = {path: fs.info(path)}
+    else:
+        facts = {k: v for k, v in fs.find(path, detail=True).items() if _is_input(spec, k)}
+    for key, info in sorted(facts.items()):
+        if info.get("type") == "directory":
+            continue
+        version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), "")
+        url = fs.unstrip_protocol(key)
+        yield SplitFile(url, url, int(info.get("size") or 0), version)
+
+
+def _nearest(pattern: str) -> str:
+    if "://" in pattern:
+        return "check the bucket, the prefix and the credentials"
+    path = Path(pattern).expanduser().absolute()
+    while not path.is_dir() or glob.has_magic(str(path)):
+        path = path.parent
+    names = sorted(p.name for p in path.iterdir())
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"the nearest folder that exists is {str(path)!r} with {len(names)} entries ({shown or 'none'})"
