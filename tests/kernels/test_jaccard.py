@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinery.errors import ConfigError
+from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.jaccard import pair_jaccard
 from tests.kernels.reference_minhash import jaccard_of
 
@@ -61,3 +61,11 @@ def test_extreme_values_of_shingles():
 def test_wrong_arguments_are_refused(left, right, minimum):
     with pytest.raises(ConfigError):
         pair_jaccard(*packed([{1}, {2}]), np.array(left), np.array(right), minimum)
+
+
+def test_signed_shingles_are_refused():
+    offsets, hashes = packed([{1}, {2}])
+    with pytest.raises(SchemaError, match="unsigned"):
+        pair_jaccard(offsets, hashes.view(np.int32), np.array([0]), np.array([1]))
+    with pytest.raises(SchemaError, match="do not fit"):
+        pair_jaccard(offsets + 1, hashes, np.array([0]), np.array([1]))

@@ -113,7 +113,7 @@ def test_estimate_is_within_four_sigma_of_the_exact_jaccard(jaccard, kind):
     exact = common / union
     estimates = estimate_jaccard(result[0::2], result[1::2])
     sigma = np.sqrt(exact * (1 - exact) / num_hashes)
-    assert np.abs(estimates - exact).max() < 4 * sigma  # the worst of 200 pairs
+    assert np.abs(estimates - exact).max() < 4 * sigma + 1 / num_hashes  # the worst of 200 pairs; one step for skew
     assert abs(estimates.mean() - exact) < 4 * sigma / np.sqrt(num_pairs)
     assert 0.7 < estimates.std() / sigma < 1.3  # the hashes of one signature are as good as independent
     per_hash = (result[0::2] == result[1::2]).mean(axis=0)

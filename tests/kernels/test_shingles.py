@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import ConfigError
 from refinery.kernels.shingles import BLOCK_WORDS, scan_table, shingle_hashes, shingle_sets, table_digest, words_hash
-from refinery.kernels.text import TextViews, views_of
+from refinery.kernels.text import TextViews, text_views, views_of
 from tests.kernels.reference_minhash import shingles_of, words_hash_of, words_of
 
 ALPHABET = "aBzÉßİΣςЖя12٣①中文法〇々かナｱー한국ไทย😀❤\ufe0f\u0301\u200b\u200d\u00ad \t\r\n\0.,，。'_-𠀀ǅﬀ\U000e0101"
@@ -18,7 +21,7 @@ units = st.sampled_from(["words", "chars"])
 
 def per_document(shingles) -> list[list[int]]:
     bounds = shingles.offsets.tolist()
-    return [shingles.hashes[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [shingles.hashes[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
 @given(documents, sizes, units)
@@ -117,3 +120,11 @@ def test_table_digest_names_the_unit():
 def test_wrong_settings_are_refused(size, unit):
     with pytest.raises(ConfigError):
         shingle_hashes(views_of(["a"]), size, unit)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_slices_of_arrow_columns_and_nulls(kind):
+    texts = ["before it all", "a b c", None, "中文 d", "after it all"]
+    column = pa.array(texts, type=kind).slice(1, 3)
+    expected = [shingles_of(text or "", 2, "words") for text in texts[1:4]]
+    assert per_document(shingle_hashes(text_views(column), 2)) == expected
