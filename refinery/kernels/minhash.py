@@ -7,7 +7,7 @@ The family is multiply-shift (Dietzfelbinger 1996), for a 32-bit shingle x and r
 The wrap modulo 2^64 is the definition, not an accident: libraries that document ``(a * x + b) mod p`` and compute it
 in 64 or 32 bits wrap first and hash with another function than the one they state. Because ``>> 32`` is monotone the
 loop keeps 64-bit minima and shifts once at the end; it runs along the shingles of a block for one hash at a time, a
-reduction that LLVM vectorises (``vpmullq``, ``vpminuq`` with AVX-512: 24.6 thousand million hashes a second on one Zen 5
+reduction that LLVM vectorises (``vpmullq``, ``vpminuq`` with AVX-512: 24.6 thousand million hashes a second on a Zen 5
 core; 5.1 with the two emulated by AVX2). A 32-bit `a` would take one ``vpmuludq`` (24.5 and 7.4), but is universal to
 one bit of output only.
 

@@ -106,7 +106,7 @@ def scan_table(unit: str) -> np.ndarray:
     It follows the Unicode version of the running Python (`table_digest` names it): text of characters that were
     assigned before Unicode 14 hashes the same everywhere.
 
-    Returns: uint32, shape (262144,), read-only. Cost: about 0.1 s, once per process and unit.
+    Returns: uint32, shape (262144,), read-only. Cost: 0.1-0.3 s, once per process and unit.
 
     Raises:
         ConfigError: the unit is unknown.
