@@ -1,8 +1,8 @@
 """Text to token ids, always the ids that the `tokenizers` library gives, by the fastest engine proven to do so.
 
-Two engines read the same ``tokenizer.json``: `kitoken` (seven to nine times the library's speed) runs when it gives the
-library's ids on a set of hard texts at opening; otherwise the library itself. Special tokens that appear inside a
-document are text: a page that quotes ``<|endoftext|>`` cannot end a document.
+Two engines read the same ``tokenizer.json``: `kitoken`, about five times as fast (benchmarks/encode.py), runs when it
+gives the library's ids on a set of hard texts at opening; otherwise the library itself. Special tokens that appear
+inside a document are text: a page that quotes ``<|endoftext|>`` cannot end a document.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -63,9 +62,24 @@ class EncodedBatch(NamedTuple):
     """uint16 or int32, shape (tokens,)."""
 
 
-def id_dtype(vocab_size: int) -> np.dtype:
-    """Return the dtype in which ids of a vocabulary are stored."""
-    return np.dtype(np.uint16) if vocab_size < UINT16_VOCAB_LIMIT else np.dtype(np.int32)
+def id_dtype(vocab_size: int, asked: str | None = None) -> np.dtype:
+    """Return the dtype in which ids of a vocabulary are stored.
+
+    Args:
+        vocab_size: highest id + 1.
+        asked: ``uint16`` or ``int32``, to insist on one; the narrowest that fits by default.
+    Raises:
+        ConfigError: the dtype asked for is neither, or cannot hold the ids.
+    """
+    narrow = vocab_size < UINT16_VOCAB_LIMIT
+    if asked not in (None, "uint16", "int32"):
+        raise ConfigError(f"token ids cannot be stored as {asked!r}; choose uint16 or int32")
+    if asked == "uint16" and not narrow:
+        raise ConfigError(
+            f"uint16 asked for, but the vocabulary has {vocab_size:,} ids and uint16 shards hold fewer than "
+            f"{UINT16_VOCAB_LIMIT:,}; store int32 or take a smaller vocabulary"
+        )
+    return np.dtype(asked or ("uint16" if narrow else "int32"))
 
 
 class Encoder:
@@ -101,16 +115,16 @@ class Encoder:
             raise ConfigError(
                 f"tokenizer {self.info.name!r} has no end-of-text token; set eos_token and adopt it again"
             )
+        tail = [eos_id] if append_eos and eos_id is not None else []
         texts = _arrow_texts(views) if isinstance(views, pa.Array | pa.ChunkedArray) else _view_texts(views)
-        # Ids go straight into a C array: as Python ints a 64 MB part would hold 600 MB of objects.
-        flat = array("H" if self.dtype == np.uint16 else "i")
-        ends = array("q", [0])
+        # One narrow array a document, then one copy: as Python ints a 64 MB part would hold 600 MB of objects.
+        # np.fromiter costs 11 ns a token here, array.array.extend 26, of about 280 for kitoken's encoding.
+        parts = [np.empty(0, dtype=self.dtype)]
         for ids in self._encode_all(texts):
-            flat.extend(ids)
-            if append_eos:
-                flat.append(eos_id)  # type: ignore[arg-type]  # checked above
-            ends.append(len(flat))
-        return EncodedBatch(np.frombuffer(ends, dtype=np.int64), np.frombuffer(flat, dtype=self.dtype))
+            ids.extend(tail)
+            parts.append(np.fromiter(ids, dtype=self.dtype, count=len(ids)))
+        offsets = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return EncodedBatch(offsets, np.concatenate(parts))
 
     def encode_text(self, text: str) -> np.ndarray:
         """Encode one string, without an end-of-text id: ids in `dtype`, shape (tokens,)."""
@@ -230,7 +244,7 @@ def _arrow_texts(column: pa.Array | pa.ChunkedArray) -> Iterator[str]:
 
 
 def _view_texts(views: Views) -> Iterator[str]:
-    # Both engines take Python strings: one decode per document, 1-2 % of the encoder's time.
+    # Both engines take Python strings: one decode per document, 0.5-1.1 % of the encoder's time (benchmarks/encode.py).
     buffer = np.ascontiguousarray(views.data).data
     bounds = views.offsets.tolist()
     for index, (start, end) in enumerate(pairwise(bounds)):

@@ -1,8 +1,8 @@
 """What a vocabulary does to real text: compression, coverage of Chinese, and tokens that will never be trained.
 
 A model learns nothing about a token that its data never contains; such tokens waste parameters and, met at inference,
-give garbage ("glitch tokens"). Metrics follow the usual definitions: fertility = tokens per word (Chinese: per Han
-character), compression = UTF-8 bytes per token; only bits per byte compare models across vocabularies.
+give garbage ("glitch tokens"). Metrics follow the usual definitions: fertility = tokens per word, where each Han
+character is a word, compression = UTF-8 bytes per token; only bits per byte compare models across vocabularies.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from refinery.tokenization.encode import Encoder
 from refinery.tokenization.info import read_definition
 
 REPORT_VERSION = 1
-_WORD = re.compile(r"\w+")
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+_HAN_RANGES = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_HAN = re.compile(f"[{_HAN_RANGES}]")
+# What fertility counts: each Han character, and each other run of letters, digits and underscores.
+_UNIT = re.compile(rf"[{_HAN_RANGES}]|[^\W{_HAN_RANGES}]+")
 _LISTED = 50
 
 
@@ -34,20 +36,17 @@ class _Group:
     num_docs: int = 0
     num_bytes: int = 0
     num_chars: int = 0
-    num_words: int = 0
-    num_han: int = 0
+    num_units: int = 0
     num_tokens: int = 0
 
-    def as_json(self, lang: str) -> dict[str, Any]:
-        units, unit = (self.num_han, "han character") if lang.startswith("zh") else (self.num_words, "word")
+    def as_json(self) -> dict[str, Any]:
         return {
             "num_docs": self.num_docs,
             "num_bytes": self.num_bytes,
             "num_tokens": self.num_tokens,
             "bytes_per_token": _ratio(self.num_bytes, self.num_tokens),
             "chars_per_token": _ratio(self.num_chars, self.num_tokens),
-            "fertility": _ratio(self.num_tokens, units),
-            "fertility_unit": unit,
+            "fertility": _ratio(self.num_tokens, self.num_units),
         }
 
 
@@ -68,7 +67,7 @@ def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common
 
     Args:
         encoder: the opened vocabulary.
-        samples: (domain, language, text) of each document; language as ISO 639-1, ``zh`` counts per Han character.
+        samples: (domain, language, text) of each document; the two only name the rows of the tables.
         num_common_han: of the samples' Han characters, how many of the most frequent to look up as single tokens.
     Returns: a report that `json` can write: tables by group, Han coverage, token use, longest tokens, a verdict.
 
@@ -87,12 +86,12 @@ def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common
         "engine": {"name": encoder.engine, "reason": encoder.engine_reason},
         "special_ids": encoder.info.special_ids,
         "by_domain_and_language": [
-            {"domain": domain, "language": lang, **group.as_json(lang)}
+            {"domain": domain, "language": lang, **group.as_json()}
             for (domain, lang), group in sorted(tally.groups.items())
         ],
         "by_language": _merged(tally.groups, by=1, label="language"),
         "by_domain": _merged(tally.groups, by=0, label="domain"),
-        "total": total.as_json(""),
+        "total": total.as_json(),
         "han": _han_coverage(encoder, tally.han, num_common_han),
         "tokens": _token_use(encoder, tally, texts, special),
         "longest_tokens": _longest(texts, special),
@@ -113,8 +112,7 @@ def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]]) -> _Tally:
         group.num_docs += 1
         group.num_bytes += len(text.encode())
         group.num_chars += len(text)
-        group.num_words += len(_WORD.findall(text))
-        group.num_han += len(han)
+        group.num_units += len(_UNIT.findall(text))
         group.num_tokens += len(ids)
         tally.han.update(han)
         distinct, counts = np.unique(ids, return_counts=True)
@@ -236,7 +234,7 @@ def _merged(groups: dict[tuple[str, str], _Group], by: int, label: str) -> list[
     table = []
     for value in sorted({key[by] for key in groups}):
         total = _total(group for key, group in groups.items() if key[by] == value)
-        table.append({label: value, **total.as_json(value if by == 1 else "")})
+        table.append({label: value, **total.as_json()})
     return table
 
 

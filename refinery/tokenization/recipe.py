@@ -24,6 +24,7 @@ def _cl100k_like(digits: str) -> str:
     - Han runs are cut after four characters. Chinese has no spaces, so a whole clause would be one pretoken: nearly
       every one distinct (the trainer's memory is in distinct pretokens), its merging the slowest of all. Words and
       idioms have up to four characters, nearly all of them, and can still become one token.
+      `kitoken` encodes Chinese at 19.1 MB/s this way, at 14.8 with cl100k's whole runs (one core, 16k vocabulary).
     - Han never joins Latin letters or a punctuation mark before it: ``在Python中`` is three pretokens.
     - Combining marks (``\p{M}``) count as letters, so that Indic scripts and decomposed accents are not cut inside a
       syllable.

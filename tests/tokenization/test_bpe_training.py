@@ -53,7 +53,7 @@ def test_too_small_a_sample_is_refused_with_both_numbers(tmp_path: Path, small_r
 def test_too_large_a_sample_is_refused(tmp_path: Path) -> None:
     recipe = TokenizerRecipe(name="x", vocab_size=300, num_reserved=0, sample_bytes=1000)
     with pytest.raises(ConfigError, match="twice"):
-        train_bpe(("many words " * 100_000 for _ in range(100)), recipe, tmp_path)
+        train_bpe(["fine", "x" * (17 << 20)], recipe, tmp_path)
 
 
 def test_bad_documents_and_failing_iterators_surface_as_themselves(

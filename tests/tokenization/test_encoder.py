@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -141,6 +143,11 @@ def test_bad_input_is_refused(encoder: Encoder) -> None:
 def test_ids_are_stored_narrow_only_while_they_fit() -> None:
     assert id_dtype(65_499) == np.uint16
     assert id_dtype(65_500) == np.int32
+    assert id_dtype(1000, "int32") == np.int32
+    assert id_dtype(1000, "uint16") == np.uint16
+    for vocab_size, asked, message in ((65_500, "uint16", "65,500 ids"), (1000, "uint8", "'uint8'")):
+        with pytest.raises(ConfigError, match=message):
+            id_dtype(vocab_size, asked)
 
 
 def test_a_process_opens_a_vocabulary_once_and_pickles_by_path(encoder: Encoder, tokenizer_dir: Path) -> None:
@@ -237,3 +244,15 @@ def test_no_end_token_means_no_appended_end(tokenizer_dir: Path, tmp_path: Path)
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     with pytest.raises(ConfigError, match="nothing ends documents"):
         adopt_tokenizer(tmp_path, tmp_path / "adopted")
+
+
+@pytest.mark.skipif("REFINERY_SHARED" not in os.environ, reason="REFINERY_SHARED names no folder of real text")
+def test_ids_of_real_text_equal_the_librarys(encoder: Encoder, library: Tokenizer) -> None:
+    files = sorted(Path(os.environ["REFINERY_SHARED"]).rglob("*.jsonl.gz"))
+    assert files
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line).get("text") or "" for line, _ in zip(lines, range(5), strict=False)]
+        batch = encoder.encode_batch(views_of([text[:50_000] for text in texts]), append_eos=False)
+        expected = [library.encode(text[:50_000], add_special_tokens=False).ids for text in texts]
+        assert batch.ids.tolist() == [index for ids in expected for index in ids], path.name
