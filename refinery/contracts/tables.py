@@ -86,6 +86,14 @@ CLUSTERS = _schema(
 
 TOKENS = _schema(("doc_id", pa.int64(), False), ("num_tokens", pa.int64(), True), ("ids", pa.large_binary(), True))
 
+TOKENIZER_SAMPLE = _schema(
+    ("doc_id", pa.int64(), False),
+    ("domain", pa.string(), False),
+    ("split", pa.string(), False),
+    ("lang", pa.string(), True),
+    ("text", pa.large_string(), False),
+)
+
 SELECTION = _schema(("doc_id", pa.int64(), False), ("stream", pa.string(), True))
 
 TABLES: dict[str, pa.Schema] = {
@@ -98,6 +106,7 @@ TABLES: dict[str, pa.Schema] = {
     "shingles": SHINGLES,
     "edges": EDGES,
     "clusters": CLUSTERS,
+    "sample": TOKENIZER_SAMPLE,
     "tokens": TOKENS,
     "selection": SELECTION,
 }

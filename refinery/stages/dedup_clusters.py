@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import CLUSTERS, PART_SHIFT
@@ -75,8 +76,8 @@ def keep_rank(nodes: pa.Table, policy: Sequence[str]) -> np.ndarray:
         ]
         keys.append((column, "descending" if rule in ("longest", "newest") else "ascending"))
     keys.append(("doc_key", "ascending"))
-    unique = list(dict(keys).items())
-    order = pa.compute.sort_indices(nodes, sort_keys=unique, null_placement="at_end").to_numpy()
+    unique = [(column, order, "at_end") for column, order in dict(keys).items()]
+    order = pc.sort_indices(nodes, sort_keys=unique).to_numpy()
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return rank

@@ -159,7 +159,7 @@ def _keys_of(task: DedupTask, table: pa.Table) -> tuple[pa.Table, pa.Table]:
     doc_ids = table.column("doc_id").to_numpy()
     ties = key_prefix_uint64(table.column("doc_key").to_pylist()).view(np.int64)
     valid = signed.num_shingles > 0
-    keys = band_keys(signed.signature_DH[valid], task.num_bands).view(np.int64)
+    keys = band_keys(signed.values[valid], task.num_bands).view(np.int64)
     bands = pa.table(
         {
             "key": keys.ravel(),
@@ -190,7 +190,7 @@ def _exact_keys(views: TextViews, text_hashes: list[str], has_shingles: np.ndarr
     return [
         text_hashes[i]
         if has_shingles[i] or short.num_words[i] == 0
-        else f"words:{short.hash_D2[i, 0]:016x}{short.hash_D2[i, 1]:016x}"
+        else f"words:{short.hashes[i, 0]:016x}{short.hashes[i, 1]:016x}"
         for i in range(len(text_hashes))
     ]
 

@@ -27,7 +27,6 @@ from refinery.io import parts as part_files
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, read_split
 from refinery.io.splits import Split, plan_splits
 from refinery.kernels.clean import clean_text, text_hash
-from refinery.kernels.pii import mask
 from refinery.recipe import Input, Recipe
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
@@ -102,7 +101,7 @@ def plan(recipe: Recipe) -> IngestTask:
     for index, spec in enumerate(specs):
         mine = plan_splits(spec, recipe.ingest.part_bytes)
         splits += [(index, split) for split in mine]
-        roots.append(_common_root([path for split in mine for path in split.paths()]))
+        roots.append(_common_root([file.name for split in mine for file in split.files]))
     return IngestTask(
         recipe.workdir, recipe.seed, recipe.ingest.model_dump(mode="json"), specs, tuple(roots), tuple(splits)
     )
@@ -135,9 +134,11 @@ def _spec(given: Input) -> InputSpec:
     )
 
 
-def _common_root(paths: list[str]) -> str:
-    folders = sorted({os.path.dirname(p) for p in paths})  # noqa: PTH120 - URLs too
-    return os.path.commonprefix([f + "/" for f in folders]).rpartition("/")[0] if folders else ""
+def _common_root(names: list[str]) -> str:
+    """Return the folder that all files of an input share: identities do not name where the data was mounted."""
+    if not names or any(name.startswith("/") != names[0].startswith("/") for name in names):
+        return ""
+    return os.path.commonpath([name.rpartition("/")[0] or "." for name in names])
 
 
 def ingest_part(task: IngestTask, fingerprints: list[str], part: int) -> dict[str, Any]:
@@ -172,6 +173,8 @@ def _read_part(task: IngestTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
             continue
         text = clean_text(record.text)
         if task.settings["pii"] == "mask":
+            from refinery.kernels.pii import mask  # noqa: PLC0415 - only runs that mask load it
+
             text, masked = mask(text)
             pii.update(masked)
         size = len(text) if text.isascii() else len(text.encode())

@@ -7,8 +7,10 @@ mapInArrow, and only this way keeps parts and rows aligned.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -40,19 +42,39 @@ def run_part_tasks(
         task: the work.
         progress: called with (done, total) as results come in.
     """
-    from pyspark.sql.functions import col  # noqa: PLC0415
-
     if not parts:
         return []
     numbers = list(parts)
     frame = spark.range(0, len(numbers), 1, len(numbers))
     rows = frame.mapInArrow(functools.partial(_run_batches, numbers, task), "part long, result string")
-    results: dict[int, dict[str, Any]] = {}
-    for row in rows.select(col("part"), col("result")).toLocalIterator() if progress else rows.collect():
-        results[int(row["part"])] = json.loads(row["result"])
-        if progress:
-            progress(len(results), len(numbers))
+    with _watched(spark, len(numbers), progress):
+        results = {int(row["part"]): json.loads(row["result"]) for row in rows.collect()}
     return [results[p] for p in numbers]
+
+
+@contextlib.contextmanager
+def _watched(spark: SparkSession, total: int, progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Tell progress from Spark's task counts while a job runs."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+    tracker = spark.sparkContext.statusTracker()
+
+    def poll() -> None:
+        while not stop.wait(1.0):
+            infos = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            done = max((i.numCompletedTasks for i in infos if i is not None), default=0)
+            progress(min(done, total), total)
+
+    watcher = threading.Thread(target=poll, daemon=True)
+    watcher.start()
+    try:
+        yield
+        progress(total, total)
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def _run_batches(numbers: list[int], task: PartTask, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -107,9 +129,9 @@ def apply_groups(
     frame: DataFrame, keys: Sequence[str], task: Callable[[pa.Table], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Run one task per group of equal keys and return their JSON-able results, sorted by their JSON text."""
-    rows = frame.groupBy(*keys).applyInArrow(functools.partial(_one_result, task), "result string").collect()
+
+    def one_result(table: pa.Table) -> pa.Table:  # Spark reads the hints of a real function, not of a partial
+        return pa.table({"result": pa.array([json.dumps(task(table))], type=pa.string())})
+
+    rows = frame.groupBy(*keys).applyInArrow(one_result, "result string").collect()
     return [json.loads(text) for text in sorted(row["result"] for row in rows)]
-
-
-def _one_result(task: Callable[[pa.Table], dict[str, Any]], table: pa.Table) -> pa.Table:
-    return pa.table({"result": pa.array([json.dumps(task(table))], type=pa.string())})

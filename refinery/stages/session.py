@@ -67,7 +67,8 @@ def make_session(settings: Spark, name: str) -> SparkSession:
         session = builder.getOrCreate()
     except Exception as error:
         raise ConfigError(f"Spark did not start ({error}); `refinery doctor` checks Java and memory") from error
-    session.sparkContext.setLogLevel("ERROR")
+    # What fails reaches the driver as an exception; the JVM's stack traces beside it only hide the message.
+    session.sparkContext.setLogLevel("OFF" if local else "ERROR")
     return session
 
 

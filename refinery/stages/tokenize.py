@@ -1,0 +1,262 @@
+"""tokenize: one vocabulary for the run, and the ids of every surviving document.
+
+The vocabulary is trained here on a sample that follows the mix's shares (membership is a function of seed and
+doc_key), or taken as given. ``tokens`` is an aligned table: ids are little-endian uint16 or int32, each document ended
+by the end-of-text id.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from refinery.contracts.manifest import CountRow, StageManifest, canonical_json, fingerprint_of, merge_counts
+from refinery.contracts.tables import TOKENIZER_SAMPLE, TOKENS
+from refinery.errors import ConfigError
+from refinery.hashing import key_prefix_uint64
+from refinery.io import parts as part_files
+from refinery.io import storage
+from refinery.io.survivors import keep_mask, read_survivors
+from refinery.kernels.text import text_views
+from refinery.recipe import Recipe
+from refinery.stages.decisions import located
+from refinery.stages.part_tasks import run_part_tasks
+from refinery.stages.tallies import TALLY_COLUMNS, tally
+from refinery.stages.workspace import (
+    Run,
+    check_conservation,
+    commit_stage,
+    decision_stages,
+    need_stage,
+    part_entries,
+    stage_fingerprint,
+    up_to_date,
+)
+from refinery.tokenization.encode import open_encoder
+from refinery.tokenization.health import health
+from refinery.tokenization.info import load_info, tokenizer_folder
+from refinery.tokenization.recipe import TokenizerRecipe, load_recipe
+from refinery.tokenization.sample import sample_mask, sample_thresholds
+from refinery.tokenization.train import train_bpe
+
+NAME = "tokenize"
+ALGORITHM_VERSION = 1
+HEALTH_SAMPLE_BYTES = 2_000_000
+"""Held-out text that the health report reads."""
+
+
+@dataclass(frozen=True)
+class TokenizeTask:
+    """Everything a part task of this stage needs."""
+
+    workdir: str
+    seed: int
+    upto: tuple[str, ...]
+    slice_rows: int
+    upstream: dict[int, str]
+    """Part -> hash of its documents and of the decisions before this stage."""
+    thresholds: dict[str, float]
+    """``domain/split`` -> share of documents drawn into the sample."""
+    tokenizer: str = ""
+    tokenizer_sha256: str = ""
+
+
+def run(run_: Run, *, force: bool = False) -> StageManifest:
+    """Train or take the vocabulary, then encode every surviving document."""
+    started = time.monotonic()
+    recipe = run_.recipe
+    if recipe.tokenizer is None:
+        raise ConfigError("the recipe has no tokenizer section; add `tokenizer: {train: ...}` or `{path: ...}`")
+    upto = tuple(decision_stages(recipe, NAME))
+    ingest = need_stage(recipe.workdir, "ingest")
+    upstream = [need_stage(recipe.workdir, s) for s in upto]
+    last = upstream[-1] if upstream else ingest
+    origin, recipe_slice = _origin(recipe)
+    inputs = {"ingest": ingest.content_hash, **{m.stage: m.content_hash for m in upstream}}
+    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
+    done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
+    if done is not None and load_info(storage.join(recipe.workdir, NAME, "tokenizer")).sha256 == done.facts["sha256"]:
+        return done
+    hashes = ingest.part_hashes("documents")
+    masks = [m.part_hashes("decisions") for m in upstream]
+    seen = {p: fingerprint_of(h, [m[p] for m in masks]) for p, h in hashes.items()}
+    sample_bytes = origin.sample_bytes if isinstance(origin, TokenizerRecipe) else 0
+    thresholds = _thresholds(recipe, last.counts, sample_bytes)
+    task = TokenizeTask(recipe.workdir, recipe.seed, upto, run_.slice_rows, seen, thresholds)
+    parts = sorted(hashes)
+    sampled = run_part_tasks(run_.spark, parts, functools.partial(sample_part, task), None)
+    folder = _vocabulary(recipe.workdir, origin, parts, fingerprint_of([r["sample"]["content_hash"] for r in sampled]))
+    info = load_info(folder)
+    task = TokenizeTask(**{**task.__dict__, "tokenizer": folder, "tokenizer_sha256": info.sha256})
+    results = run_part_tasks(run_.spark, parts, functools.partial(encode_part, task), run_.report_progress(NAME))
+    counts = merge_counts(r["counts"] for r in results)
+    check_conservation(NAME, last.counts, counts)
+    report = health(open_encoder(folder), _held_out(recipe.workdir, parts))
+    storage.write_atomic(storage.join(recipe.workdir, NAME, "health.json"), json.dumps(report, indent=1).encode())
+    manifest = StageManifest(
+        stage=NAME,
+        fingerprint=fingerprint,
+        algorithm_version=ALGORITHM_VERSION,
+        recipe_slice=recipe_slice,
+        inputs=inputs,
+        parts=part_entries("tokens", results, "tokens"),
+        counts=counts,
+        facts={"sha256": info.sha256, "vocab_size": info.vocab_size, "name": info.name},
+        volatile={
+            "part_seconds": sum(r["cpu_seconds"] for r in results),
+            "engine": results[0]["engine"] if results else "",
+        },
+    )
+    return commit_stage(run_, manifest, started)
+
+
+def _origin(recipe: Recipe) -> tuple[TokenizerRecipe | Path, dict[str, Any]]:
+    """Return what the vocabulary comes from, and the recipe slice that it is a function of."""
+    given = recipe.tokenizer
+    if given is None:
+        raise ConfigError("the recipe has no tokenizer section")
+    if given.path is not None:
+        folder = tokenizer_folder(given.path)
+        return folder, {"path_sha256": load_info(folder).sha256}
+    made = load_recipe(str(given.train))
+    shares = [s.model_dump(mode="json") for s in recipe.mix.stages] if recipe.mix else []
+    return made, {
+        "train": json.loads(canonical_json(made.model_dump(mode="json"))),
+        "shares": shares,
+        "seed": recipe.seed,
+    }
+
+
+def _thresholds(recipe: Recipe, counts: list[CountRow] | Any, sample_bytes: int) -> dict[str, float]:
+    """Return per ``domain/split`` the share of documents to sample: training text by the mix, held-out text evenly."""
+    kept: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
+    for row in counts:
+        if row.kind == "kept":
+            kept[row.split][row.domain] = kept[row.split].get(row.domain, 0) + row.bytes
+    held_out = sum(kept["validation"].values())
+    drawn = {f"{d}/validation": min(1.0, HEALTH_SAMPLE_BYTES / held_out) for d in kept["validation"]}
+    if sample_bytes:
+        weights = _domain_weights(recipe, kept["train"])
+        shares = sample_thresholds(kept["train"], weights, sample_bytes)
+        drawn |= {f"{domain}/train": share for domain, share in shares.items()}
+    return drawn
+
+
+def _domain_weights(recipe: Recipe, train_bytes: dict[str, int]) -> dict[str, float]:
+    """Return the sample weight of each domain: its share of the mix; replay's share by the bytes of its domains."""
+    total = sum(train_bytes.values())
+    if recipe.mix is None:
+        return {domain: size / total for domain, size in train_bytes.items()}
+    weights = dict.fromkeys(train_bytes, 0.0)
+    replay = sorted({i.domain for i in recipe.inputs if i.role == "replay"})
+    replay_bytes = sum(train_bytes.get(d, 0) for d in replay)
+    for stage in recipe.mix.stages:
+        for domain, share in stage.domains.items():
+            weights[domain] = weights.get(domain, 0.0) + stage.share * share
+        for domain in replay if stage.replay else ():
+            weights[domain] = weights.get(domain, 0.0) + stage.share * stage.replay * train_bytes.get(domain, 0) / max(
+                replay_bytes, 1
+            )
+    return weights
+
+
+def sample_part(task: TokenizeTask, part: int) -> dict[str, Any]:
+    """Write the documents of one part that the sample draws."""
+    path = part_files.part_path(task.workdir, NAME, "sample", part)
+    print_ = fingerprint_of("sample", task.seed, task.thresholds, task.upstream[part])
+    found = part_files.found_part(path, print_)
+    if found is None:
+        names = sorted(task.thresholds)
+        limits = np.array([task.thresholds[n] for n in names] + [0.0])
+        code = {name: i for i, name in enumerate(names)}
+        tables = [TOKENIZER_SAMPLE.empty_table()]
+        columns = ["doc_id", "doc_key", "domain", "split", "lang", "text"]
+        for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
+            domains, splits = piece.table.column("domain").to_pylist(), piece.table.column("split").to_pylist()
+            codes = np.array([code.get(f"{d}/{s}", len(names)) for d, s in zip(domains, splits, strict=True)], np.int64)
+            keys = key_prefix_uint64(piece.table.column("doc_key").to_pylist())
+            mask = sample_mask(keys, codes, limits, task.seed)
+            tables.append(piece.table.filter(pa.array(mask)).select(TOKENIZER_SAMPLE.names).cast(TOKENIZER_SAMPLE))
+        found = part_files.write_part(path, pa.concat_tables(tables), TOKENIZER_SAMPLE, print_)
+    return {"sample": located(part, found)}
+
+
+def _sample_rows(workdir: str, parts: list[int], split: str) -> Iterator[tuple[str, str, str]]:
+    for part in parts:
+        table = part_files.read_part(workdir, NAME, "sample", part)
+        for row in table.filter(pa.compute.equal(table.column("split"), split)).to_pylist():
+            yield row["domain"], row["lang"] or "und", row["text"]
+
+
+def _held_out(workdir: str, parts: list[int]) -> Iterator[tuple[str, str, str]]:
+    """Yield held-out documents for the health report; of a run without any, the first of the training sample."""
+    found = False
+    for row in _sample_rows(workdir, parts, "validation"):
+        found = True
+        yield row
+    if not found:
+        budget = HEALTH_SAMPLE_BYTES
+        for row in _sample_rows(workdir, parts, "train"):
+            yield row
+            budget -= len(row[2])
+            if budget < 0:
+                return
+
+
+def _vocabulary(workdir: str, origin: TokenizerRecipe | Path, parts: list[int], sample_print: str) -> str:
+    """Return the folder of the run's vocabulary, trained or copied there; a vocabulary of the same sample stays."""
+    folder = storage.local_path(storage.join(workdir, NAME, "tokenizer"))
+    if not isinstance(origin, TokenizerRecipe):
+        for name in ("tokenizer.json", "tokenizer_config.json", "info.json"):
+            if (origin / name).is_file():
+                storage.write_atomic(str(folder / name), (origin / name).read_bytes())
+        return str(folder)
+    marker = folder / "_fingerprint"
+    wanted = fingerprint_of(sample_print, json.loads(canonical_json(origin.model_dump(mode="json"))))
+    if not (marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
+        marker.unlink(missing_ok=True)
+        train_bpe((text for _, _, text in _sample_rows(workdir, parts, "train")), origin, folder)
+        storage.write_atomic(str(marker), wanted.encode())
+    return str(folder)
+
+
+def encode_part(task: TokenizeTask, part: int) -> dict[str, Any]:
+    """Write the ids of one part's surviving documents."""
+    path = part_files.part_path(task.workdir, NAME, "tokens", part)
+    print_ = fingerprint_of(NAME, ALGORITHM_VERSION, task.tokenizer_sha256, task.upstream[part])
+    encoder = open_encoder(task.tokenizer, task.tokenizer_sha256)
+    found = part_files.found_part(path, print_)
+    if found is None:
+        documents = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id", *TALLY_COLUMNS])
+        count = documents.num_rows
+        entered = keep_mask(task.workdir, part, count, task.upto)
+        lengths = np.zeros(count, dtype=np.int64)
+        pieces: list[np.ndarray] = []
+        for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
+            encoded = encoder.encode_batch(text_views(piece.table.column("text")))
+            lengths[piece.rows] = np.diff(encoded.offsets)
+            pieces.append(encoded.ids)
+        table = _tokens_table(documents.column("doc_id"), entered, lengths, pieces, encoder.dtype)
+        result = {"counts": tally(documents, entered, None, lengths)}
+        found = part_files.write_part(path, table, TOKENS, print_, result)
+    return {**found.result, "tokens": located(part, found), "engine": encoder.engine}
+
+
+def _tokens_table(
+    doc_ids: pa.ChunkedArray, entered: np.ndarray, lengths: np.ndarray, pieces: list[np.ndarray], dtype: np.dtype
+) -> pa.Table:
+    ids = np.concatenate([*pieces, np.empty(0, dtype)]).astype(dtype.newbyteorder("<"), copy=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]) * dtype.itemsize
+    valid = pa.array(entered).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(np.ascontiguousarray(ids))]
+    binary = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
+    counts = pa.array(lengths, mask=~entered)
+    return pa.table({"doc_id": doc_ids, "num_tokens": counts, "ids": binary})
