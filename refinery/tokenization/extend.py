@@ -133,8 +133,6 @@ def extend_bpe(
             f"{len(new_ids):,} or fewer"
         )
     larger = json.dumps(_with_merges(definition, tokenizer, merges, new_ids), ensure_ascii=False).encode()
-    # Through the library, so that the file is laid out as the library lays it out.
-    larger = plain_tokenizer(larger, "the extended tokenizer").to_str(pretty=False).encode()
     origin = {
         "extended_from": base.sha256,
         "num_new": num_new,
@@ -144,14 +142,27 @@ def extend_bpe(
         "tokenizers_version": tokenizers.__version__,
     }
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    # Through the library, so that the file is laid out as the library lays it out.
+    loaded = plain_tokenizer(larger, "the extended tokenizer")
+    _check_ids_kept(tokenizer, loaded, base)
+    larger = loaded.to_str(pretty=False).encode()
     info = describe(larger, config, f"{base.name}+{num_new}", origin)
-    _check_ids_kept(tokenizer, plain_tokenizer(larger, "the extended tokenizer"), base)
-    Path(out_dir).mkdir(parents=True, exist_ok=True)
-    pieces = {"base_sha256": base.sha256, "first_new_id": base.vocab_size, "pieces": _pieces(merges, base.vocab_size)}
-    write_atomically(Path(out_dir) / PIECES_FILE, (json.dumps(pieces) + "\n").encode())
-    write_tokenizer(out_dir, larger, config or auto_config(info), info)
-    _LOG.info("extended %s by %d tokens: %s, %d ids", base.name, num_new, info.name, info.vocab_size)
+    _write(Path(out_dir), larger, config or auto_config(info), info, _pieces(merges, base.vocab_size))
     return info
+
+
+def _write(
+    out_dir: Path, definition: bytes, config: dict[str, Any], info: TokenizerInfo, pieces: list[list[int]]
+) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    content = {
+        "base_sha256": info.origin["extended_from"],
+        "first_new_id": info.vocab_size - len(pieces),
+        "pieces": pieces,
+    }
+    write_atomically(out_dir / PIECES_FILE, (json.dumps(content) + "\n").encode())
+    write_tokenizer(out_dir, definition, config, info)
+    _LOG.info("extended to %s: %d new tokens, %d ids", info.name, len(pieces), info.vocab_size)
 
 
 def _check_extensible(definition: dict[str, Any], name: str) -> None:
