@@ -40,6 +40,8 @@ from refinery.tokenization.train import CheckedSample
 _LOG = logging.getLogger(__name__)
 
 PIECES_FILE = "new_token_pieces.json"
+"""``base_sha256``, ``first_new_id`` and ``pieces``: entry i lists the old ids, two or more, that token
+``first_new_id + i`` stands for."""
 _MAX_SAMPLE_BYTES = 400_000_000
 
 Pair = tuple[int, int]
@@ -96,9 +98,6 @@ def extend_bpe(
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenizerInfo:
     """Add `num_new` tokens to a vocabulary and write the larger one, with the pieces of each new token.
-
-    ``new_token_pieces.json`` holds ``base_sha256``, ``first_new_id`` and ``pieces``: entry i lists the old ids that
-    token ``first_new_id + i`` stands for, at least two.
 
     Args:
         path: folder of a tokenizer with its card (`refinery.tokenization.info.adopt_tokenizer` makes one).
