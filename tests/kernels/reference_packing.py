@@ -7,9 +7,8 @@ def best_fit(lengths, ties, L):
     pieces = []
     for d in sorted(range(len(lengths)), key=lambda d: ties[d]):
         pieces += [(d, s, min(L, lengths[d] - s)) for s in range(0, lengths[d], L)]
-    rows, rooms, touched, clock = [], [], [], 0
-    for d, s, n in sorted(pieces, key=lambda p: -p[2]):
-        clock += 1
+    rows, rooms, touched = [], [], []
+    for clock, (d, s, n) in enumerate(sorted(pieces, key=lambda p: -p[2]), start=1):
         fitting = [r for r in range(len(rows)) if rooms[r] >= n]
         if fitting:
             r = min(fitting, key=lambda r: (rooms[r], -touched[r]))

@@ -131,7 +131,7 @@ def test_any_world_size_and_micro_batch_read_the_same_rows(shared_dataset, world
 
 def test_slots_mix_streams_over_strided_ranks():
     index, _ = order.draws([1, 1], 0, 256)
-    assert set(index[::2].tolist()) == {0}
+    assert len(set(index[::2].tolist())) == 1
     slots = order.slot_permutation(1, 0, 256)
     assert sorted(slots.tolist()) == list(range(256))
     assert 30 < index[slots][::2].sum() < 98
@@ -156,9 +156,7 @@ def test_rows_outside_the_plan_and_foreign_plans_are_refused(shared_dataset):
     other = MixPlan(seed=1, sequence_length=32, content_hash="00", stages=plan.stages)
     with pytest.raises(IntegrityError, match="remix"):
         order.rows_for(other, manifest, 0, 1)
-    old = MixPlan(
-        seed=1, sequence_length=32, content_hash=manifest.content_hash, stages=plan.stages, order_version=0
-    )
+    old = MixPlan(seed=1, sequence_length=32, content_hash=manifest.content_hash, stages=plan.stages, order_version=0)
     with pytest.raises(IntegrityError, match="order version"):
         order.rows_for(old, manifest, 0, 1)
     unknown = MixPlan(

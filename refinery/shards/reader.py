@@ -1,0 +1,248 @@
+"""Read rows of a data set by stream or by plan, into the caller's buffers.
+
+``pread`` and not mmap: mapped pages count as the process's memory until the machine kills it (nanoGPT#287). A row of
+4,096 uint16 tokens is one call of 8 KiB; rows that follow each other in file and buffer are read in one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from refinery.errors import ConfigError, IntegrityError
+from refinery.shards.format import SEG_HEADER, Segments, decode_seg_header, next_token_labels, token_dtype
+from refinery.shards.manifest import PartEntry, ShardManifest, Stream
+from refinery.shards.order import RowRefs, rows_for, slot_permutation
+from refinery.shards.plan import MixPlan
+
+MAX_OPEN_FILES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step, or one rank's part of it; B rows of L tokens."""
+
+    k: np.ndarray
+    """int64, shape (B,): global row index in the plan."""
+    refs: RowRefs
+    """Stream, epoch and row inside the stream, shape (B,) each."""
+    tokens: np.ndarray
+    """uint16 or int32, shape (B, L)."""
+    segments: Segments
+    """Documents inside these rows: lengths and hashes."""
+
+    def labels(self) -> np.ndarray:
+        """Return int64 labels, shape (B, L), IGNORE_INDEX where nothing is predicted."""
+        return next_token_labels(self.tokens, self.segments)
+
+
+class ShardReader:
+    """Row access to a data set. Safe for several threads, one read at a time; close it or use it as a context.
+
+    Opening reads nothing: verify the data set first (`verify.verify_dataset`).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: ShardManifest,
+        max_open_files: int = MAX_OPEN_FILES,
+        locate: Callable[[str], Path] | None = None,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            root: folder of the manifest.
+            manifest: from `load_manifest`.
+            max_open_files: handles kept open; the least recently used one is closed.
+            locate: turns a path relative to the manifest into a local file; for data that lies elsewhere.
+        """
+        if max_open_files < 1:
+            raise ConfigError(f"max_open_files {max_open_files} must be at least 1")
+        self.manifest = manifest
+        self.dtype = token_dtype(manifest.tokenizer.vocab_size)
+        self._locate = locate or (lambda relative: root / relative)
+        self._max_open_files = max_open_files
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._seg_sizes: dict[str, tuple[int, int]] = {}
+        self._first_rows = [np.array([part.first_row for part in stream.parts]) for stream in manifest.streams]
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all file handles; the next read opens them again."""
+        with self._lock:
+            while self._handles:
+                os.close(self._handles.popitem()[1])
+
+    def stream_index(self, name: str) -> int:
+        """Return the index of a stream by name. Raises: ConfigError: there is none."""
+        return self.manifest.streams.index(self.manifest.stream(name))
+
+    def read_rows(self, stream_index: int, rows: np.ndarray, out: np.ndarray, slots: np.ndarray | None = None) -> None:
+        """Read rows of a stream into ``out``.
+
+        Args:
+            stream_index: index into the manifest's streams.
+            rows: row numbers inside the stream, shape (N,).
+            out: C-contiguous, dtype of the data set, shape (>= N, L).
+            slots: place of each row in `out`, shape (N,); 0..N-1 if not given.
+        Raises: ConfigError: rows outside the stream, a buffer of another shape or dtype. IntegrityError: a file is
+            missing or shorter than the manifest says.
+        """
+        self._check_buffer(out)
+        slots = np.arange(len(rows)) if slots is None else slots
+        row_bytes = self.manifest.row_bytes
+        target = memoryview(out.reshape(-1)).cast("B")
+        with self._lock:
+            for part, first, slot, count in self._runs(stream_index, rows, slots):
+                piece = target[slot * row_bytes : (slot + count) * row_bytes]
+                self._read_exactly(part.path + ".bin", (first - part.first_row) * row_bytes, piece)
+
+    def segments(self, stream_index: int, rows: np.ndarray) -> Segments:
+        """Return the documents inside rows of a stream, in the order of `rows`."""
+        counts, pieces = [], []
+        with self._lock:
+            for part, first, _, count in self._runs(stream_index, rows, np.arange(len(rows))):
+                piece = self._read_segments(part, first - part.first_row, count)
+                counts.append(np.diff(piece.row_ptr))
+                pieces.append(piece)
+        if not pieces:
+            return Segments(np.zeros(1, np.int64), np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.uint8))
+        return Segments(
+            np.concatenate(([0], np.cumsum(np.concatenate(counts)))).astype(np.int64),
+            np.concatenate([piece.doc_hash for piece in pieces]),
+            np.concatenate([piece.seg_len for piece in pieces]),
+            np.concatenate([piece.flags for piece in pieces]),
+        )
+
+    def batch(self, plan: MixPlan, k0: int, count: int, slots: slice | np.ndarray = slice(None)) -> Batch:
+        """Read rows k0 .. k0 + count - 1 of a plan: one step.
+
+        Args:
+            plan: made for this data set.
+            k0: first global row of the step.
+            count: rows of the whole step, over all ranks.
+            slots: which slots of the step to read: a rank passes ``slice(rank, None, world_size)``. Slots are the rows
+                in the order of `order.slot_permutation`, so every split of them is a fair mix.
+        """
+        k = k0 + slot_permutation(plan.seed, k0, count)[slots]
+        refs = rows_for(plan, self.manifest, k0, count)
+        refs = RowRefs(*(column[k - k0] for column in refs))
+        tokens = np.empty((len(k), self.manifest.sequence_length), dtype=self.dtype)
+        gathered: list[tuple[np.ndarray, Segments]] = []
+        for stream_index in np.unique(refs.stream_index):
+            places = np.flatnonzero(refs.stream_index == stream_index)
+            places = places[np.argsort(refs.row[places])]  # ascending offsets are kinder to disks
+            self.read_rows(int(stream_index), refs.row[places], tokens, places)
+            gathered.append((places, self.segments(int(stream_index), refs.row[places])))
+        return Batch(k, refs, tokens, _scatter_segments(gathered, len(k)))
+
+    def _check_buffer(self, out: np.ndarray) -> None:
+        wrong_shape = out.ndim != 2 or out.shape[1] != self.manifest.sequence_length
+        if wrong_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ConfigError(
+                f"a buffer of {out.dtype} {out.shape} cannot take rows: C-contiguous {self.dtype} "
+                f"(rows, {self.manifest.sequence_length}) is needed"
+            )
+
+    def _runs(
+        self, stream_index: int, rows: np.ndarray, slots: np.ndarray
+    ) -> Iterator[tuple[PartEntry, int, int, int]]:
+        """Yield (part, first row of the stream, first slot, count) for rows that lie together in file and buffer."""
+        stream: Stream = self.manifest.streams[stream_index]
+        if len(rows) == 0:
+            return
+        if int(rows.min()) < 0 or int(rows.max()) >= stream.rows:
+            raise ConfigError(f"rows {int(rows.min())}..{int(rows.max())} of {stream.name}: it has {stream.rows}")
+        parts = np.searchsorted(self._first_rows[stream_index], rows, side="right") - 1
+        together = (np.diff(rows) == 1) & (np.diff(slots) == 1) & (np.diff(parts) == 0)
+        begins = np.concatenate(([0], np.flatnonzero(~together) + 1, [len(rows)]))
+        first, slot, part = rows[begins[:-1]].tolist(), slots[begins[:-1]].tolist(), parts[begins[:-1]].tolist()
+        for i, count in enumerate(np.diff(begins).tolist()):
+            yield stream.parts[part[i]], first[i], slot[i], count
+
+    def _handle(self, relative: str) -> int:
+        handle = self._handles.get(relative)
+        if handle is not None:
+            self._handles.move_to_end(relative)
+            return handle
+        while len(self._handles) >= self._max_open_files:
+            os.close(self._handles.popitem(last=False)[1])
+        try:
+            handle = os.open(self._locate(relative), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise IntegrityError(
+                f"{relative}: missing, but listed in the manifest: restore it or pack again"
+            ) from error
+        self._handles[relative] = handle
+        return handle
+
+    def _read_exactly(self, relative: str, offset: int, target: memoryview) -> None:
+        handle = self._handle(relative)
+        done = 0
+        while done < len(target):
+            count = os.preadv(handle, [target[done:]], offset + done)
+            if count == 0:
+                raise IntegrityError(
+                    f"{relative}: ends at byte {offset + done}, {len(target) - done} bytes too early: "
+                    "truncated; restore it or pack again"
+                )
+            done += count
+
+    def _read_array(self, relative: str, offset: int, count: int, dtype: str) -> np.ndarray:
+        out = np.empty(count, dtype=dtype)
+        if count:
+            self._read_exactly(relative, offset, memoryview(out).cast("B"))
+        return out
+
+    def _read_segments(self, part: PartEntry, first: int, count: int) -> Segments:
+        relative = part.path + ".seg"
+        if relative not in self._seg_sizes:
+            header = bytearray(SEG_HEADER.size)
+            self._read_exactly(relative, 0, memoryview(header))
+            self._seg_sizes[relative] = decode_seg_header(bytes(header), relative)
+        num_rows, num_segments = self._seg_sizes[relative]
+        if num_rows != part.rows:
+            raise IntegrityError(f"{relative}: {num_rows} rows, the manifest says {part.rows}: pack again")
+        row_ptr = self._read_array(relative, SEG_HEADER.size + 8 * first, count + 1, "<i8")
+        begin, size = int(row_ptr[0]), int(row_ptr[-1] - row_ptr[0])
+        if not 0 <= begin <= begin + size <= num_segments:
+            raise IntegrityError(f"{relative}: row {first} points at segment {begin} of {num_segments}: pack again")
+        hashes = SEG_HEADER.size + 8 * (num_rows + 1)
+        return Segments(
+            row_ptr - begin,
+            self._read_array(relative, hashes + 8 * begin, size, "<u8"),
+            self._read_array(relative, hashes + 8 * num_segments + 4 * begin, size, "<i4"),
+            self._read_array(relative, hashes + 12 * num_segments + begin, size, "u1"),
+        )
+
+
+def _scatter_segments(gathered: list[tuple[np.ndarray, Segments]], num_rows: int) -> Segments:
+    """Bring the segments of several streams into the order of the batch."""
+    counts = np.zeros(num_rows, dtype=np.int64)
+    for places, piece in gathered:
+        counts[places] = np.diff(piece.row_ptr)
+    row_ptr = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    doc_hash = np.empty(int(row_ptr[-1]), dtype=np.uint64)
+    seg_len = np.empty(int(row_ptr[-1]), dtype=np.int32)
+    flags = np.empty(int(row_ptr[-1]), dtype=np.uint8)
+    for places, piece in gathered:
+        shift = np.repeat(row_ptr[places] - piece.row_ptr[:-1], np.diff(piece.row_ptr))
+        target = np.arange(len(piece.seg_len)) + shift
+        doc_hash[target], seg_len[target], flags[target] = piece.doc_hash, piece.seg_len, piece.flags
+    return Segments(row_ptr, doc_hash, seg_len, flags)
