@@ -1,0 +1,226 @@
+"""Repetition inside one document: repeated segments (lines, paragraphs) and repeated word n-grams.
+
+N-grams are exact, not hashed: an n-gram is the pair (its first n-1 words, its last word), and both members already
+have an identifier, the position of their first occurrence. An n-gram can repeat only where its two (n-1)-grams do, so
+each order looks only at the positions that the order below left; prose leaves few after n = 3, which makes orders
+4 to 10 nearly free.
+
+Definitions follow datatrove's Gopher repetition filter (2112.11446, table A1) with these differences: n-grams are
+over words (`refinery.kernels.words`), symbols are skipped; sequences of words are compared, where datatrove compares
+the concatenation, so that "ab c" equals "a bc" there.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from refinery.hashing import splitmix64
+
+FIRST_TOP, LAST_TOP = 2, 4
+"""Orders of which the characters of the most frequent n-gram are counted."""
+FIRST_DUP, LAST_DUP = 5, 10
+"""Orders of which the characters of repeated n-grams are counted."""
+
+
+@numba.njit(cache=True, inline="always")
+def table_mask(entries: int) -> int:
+    """Return the slot mask (a power of two less one) of a table that `entries` keys fill to at most a half."""
+    size = 8
+    while size < 2 * entries:
+        size *= 2
+    return size - 1
+
+
+@numba.njit(cache=True)
+def table_capacity(entries: int) -> int:
+    """Return the number of slots that `table_mask` asks for."""
+    return table_mask(entries) + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def first_positions(
+    keys: np.ndarray, count: int, table: np.ndarray, first: np.ndarray, occurrences: np.ndarray
+) -> None:
+    """For each of ``keys[:count]`` (uint64) find the first position with the same key.
+
+    Args:
+        keys: uint64, well mixed (the low bits choose the slot).
+        count: number of keys.
+        table: int32 scratch of at least ``table_capacity(count)`` slots.
+        first: int32 output, shape (count,): first position of the same key.
+        occurrences: int32 output: ``occurrences[p]`` for a first position p is the number of equal keys.
+    """
+    mask = table_mask(count)
+    table[: mask + 1] = -1
+    for i in range(count):
+        key = keys[i]
+        slot = np.int64(key & np.uint64(mask))
+        while table[slot] >= 0 and keys[table[slot]] != key:
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot] = i
+            occurrences[i] = 0
+        first[i] = table[slot]
+        occurrences[table[slot]] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def repeated_segments(
+    keys: np.ndarray, num_chars: np.ndarray, count: int, table: np.ndarray, first: np.ndarray, occurrences: np.ndarray
+) -> tuple[int, int]:
+    """Return (segments, characters) of all copies after the first among ``count`` segments hashed to `keys`.
+
+    The scratch arrays are those of `first_positions`; `num_chars` is int32, shape (count,) or longer.
+    """
+    first_positions(keys, count, table, first, occurrences)
+    segments, chars = 0, 0
+    for i in range(count):
+        if first[i] != i:
+            segments += 1
+            chars += num_chars[i]
+    return segments, chars
+
+
+@numba.njit(cache=True, nogil=True)
+def next_order(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
+    n: int,
+    num_words: int,
+    word_ids: np.ndarray,
+    repeated: np.ndarray,
+    positions: np.ndarray,
+    num_positions: int,
+    candidates: np.ndarray,
+    first: np.ndarray,
+    occurrences: np.ndarray,
+    table: np.ndarray,
+) -> int:
+    """Go from repeated (n-1)-grams to repeated n-grams, in place; all arrays int32.
+
+    On entry ``positions[:num_positions]`` holds, ascending, where a repeated (n-1)-gram starts, and ``repeated[i]``
+    is the first position of the (n-1)-gram at i, or -1 where it does not repeat. On return both speak of n-grams;
+    ``occurrences`` counts them at their first positions. Returns the new number of positions.
+    """
+    num_candidates = 0
+    for j in range(num_positions):
+        i = positions[j]
+        if i + n <= num_words and repeated[i + 1] >= 0:
+            candidates[num_candidates] = i
+            num_candidates += 1
+    mask = table_mask(num_candidates)
+    table[: mask + 1] = -1
+    for j in range(num_candidates):
+        i = candidates[j]
+        head, tail = repeated[i], word_ids[i + n - 1]
+        slot = np.int64(splitmix64((np.uint64(head) << np.uint64(32)) | np.uint64(tail)) & np.uint64(mask))
+        while table[slot] >= 0 and (repeated[table[slot]] != head or word_ids[table[slot] + n - 1] != tail):
+            slot = (slot + 1) & mask
+        if table[slot] < 0:
+            table[slot] = i
+            occurrences[i] = 0
+        first[i] = table[slot]
+        occurrences[table[slot]] += 1
+    for j in range(num_positions):
+        repeated[positions[j]] = -1
+    kept = 0
+    for j in range(num_candidates):
+        i = candidates[j]
+        if occurrences[first[i]] >= 2:
+            repeated[i] = first[i]
+            positions[kept] = i
+            kept += 1
+    return kept
+
+
+@numba.njit(cache=True, nogil=True)
+def top_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
+    n: int,
+    num_words: int,
+    repeated: np.ndarray,
+    positions: np.ndarray,
+    num_positions: int,
+    occurrences: np.ndarray,
+    char_ends: np.ndarray,
+) -> int:
+    """Return length x count of the most frequent n-gram, its words joined by single spaces.
+
+    Ties go to the n-gram seen first; without a repeated n-gram the first one counts once (datatrove; a short document
+    can fail on it). ``char_ends[w]`` (int32) is the number of characters of the first w words.
+    """
+    if num_words < n:
+        return 0
+    best, best_count = 0, 1
+    for j in range(num_positions):
+        i = positions[j]
+        if repeated[i] == i and occurrences[i] > best_count:
+            best, best_count = i, occurrences[i]
+    return (char_ends[best + n] - char_ends[best] + n - 1) * best_count
+
+
+@numba.njit(cache=True, nogil=True)
+def dup_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
+    n: int,
+    repeated: np.ndarray,
+    positions: np.ndarray,
+    num_positions: int,
+    occurrences: np.ndarray,
+    char_ends: np.ndarray,
+) -> int:
+    """Return the characters inside repeated n-grams, first copies free, no word counted twice.
+
+    One walk from left to right: an n-gram met before counts, and the walk goes on after its n words; an n-gram not
+    met before is remembered, and the walk goes on one word later (datatrove). Overwrites `occurrences`.
+    """
+    chars, resume = 0, 0
+    for j in range(num_positions):
+        i = positions[j]
+        if i < resume:
+            continue
+        if occurrences[repeated[i]] == 0:
+            chars += char_ends[i + n] - char_ends[i]
+            resume = i + n
+        else:
+            occurrences[repeated[i]] = 0
+    return chars
+
+
+@numba.njit(cache=True, nogil=True)
+def ngram_repetition(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
+    keys: np.ndarray,
+    num_words: int,
+    char_ends: np.ndarray,
+    integers: np.ndarray,
+    table: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Count the characters of top and repeated n-grams of one document.
+
+    Args:
+        keys: uint64, one hash per word.
+        num_words: number of words W.
+        char_ends: int32, shape (W + 1,): characters of the first w words.
+        integers: int32 scratch, shape (6, at least W).
+        table: int32 scratch, at least ``table_capacity(W)``.
+        counts: output, shape (9,): top 2-, 3-, 4-gram characters, repeated 5- … 10-gram characters.
+    """
+    word_ids, repeated, positions, candidates, first, occurrences = (
+        integers[0], integers[1], integers[2], integers[3], integers[4], integers[5],
+    )  # fmt: skip
+    first_positions(keys, num_words, table, word_ids, occurrences)
+    num_positions = 0
+    for i in range(num_words):
+        repeated[i] = -1
+        if occurrences[word_ids[i]] >= 2:
+            repeated[i] = word_ids[i]
+            positions[num_positions] = i
+            num_positions += 1
+    for n in range(2, LAST_DUP + 1):
+        num_positions = next_order(
+            n, num_words, word_ids, repeated, positions, num_positions, candidates, first, occurrences, table
+        )
+        if n <= LAST_TOP:
+            counts[n - 2] = top_ngram_chars(
+                n, num_words, repeated, positions, num_positions, occurrences, char_ends
+            )
+        else:
+            counts[n - 2] = dup_ngram_chars(n, repeated, positions, num_positions, occurrences, char_ends)

@@ -1,0 +1,155 @@
+"""Figures over words: lengths, letters, stop words, phrases, and the hash of each word for n-grams."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from refinery.hashing import hash_bytes
+from refinery.kernels.char_classes import ALPHA, HAN, STOP_ZH, class_of, decode
+from refinery.kernels.signals_catalog import Count
+
+_SEED = np.uint64(0x776F7264)
+_THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH = (
+    int.from_bytes(word, "big") for word in (b"the", b"be", b"to", b"of", b"and", b"that", b"have", b"with")
+)
+_JAVASCRIPT = b"javascript"
+_LOREM = b"lorem ipsum"
+_PRIVACY_POLICY, _COOKIE_POLICY, _TERMS_OF_USE = b"privacy policy", b"cookie policy", b"terms of use"
+_USES_COOKIES, _USE_OF_COOKIES, _USE_COOKIES = b"uses cookies", b"use of cookies", b"use cookies"
+
+
+@numba.njit(cache=True)
+def _ends_with(data: np.ndarray, start: int, end: int, phrase: bytes) -> bool:
+    """Whether ``data[start:end]``, ASCII letters lowered, ends with `phrase`."""
+    if end - start < len(phrase):
+        return False
+    first = end - len(phrase)
+    for j in range(len(phrase)):
+        byte = data[first + j]
+        if 0x41 <= byte <= 0x5A:
+            byte |= 0x20
+        if byte != phrase[j]:
+            return False
+    return True
+
+
+@numba.njit(cache=True)
+def _stop_word_bit(data: np.ndarray, start: int, end: int) -> int:
+    """Return one bit per English stop word, 0 for any other word (case-sensitive)."""
+    packed = 0
+    for i in range(start, end):
+        packed = (packed << 8) | np.int64(data[i])
+    for bit, word in enumerate((_THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH)):
+        if packed == word:
+            return 1 << bit
+    return 0
+
+
+@numba.njit(cache=True)
+def _phrase(data: np.ndarray, doc_start: int, doc_end: int, start: int, length: int) -> int:
+    """Return what a phrase that ends in this word says: 1 lorem ipsum, 2 javascript, 3 a policy; 0 nothing.
+
+    Phrases are substrings: the last word of a phrase need only begin with the phrase's last word, the first need only
+    end with the phrase's first.
+    """
+    letter = data[start] | 0x20
+    if letter == 0x69 and length >= 5 and _ends_with(data, doc_start, start + 5, _LOREM):
+        return 1
+    if letter == 0x75 and length >= 3 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
+        return 3
+    if letter == 0x70 and length >= 6:
+        stop = start + 6
+        if _ends_with(data, doc_start, stop, _PRIVACY_POLICY) or _ends_with(data, doc_start, stop, _COOKIE_POLICY):
+            return 3
+    if letter == 0x63 and length >= 7:
+        stop = start + 7
+        if (
+            _ends_with(data, doc_start, stop, _USES_COOKIES)
+            or _ends_with(data, doc_start, stop, _USE_OF_COOKIES)
+            or _ends_with(data, doc_start, stop, _USE_COOKIES)
+        ):
+            return 3
+    if length >= 10:
+        for stop in range(start + 10, start + length + 1):
+            if data[stop - 1] | 0x20 == 0x74 and _ends_with(data, doc_start, stop, _JAVASCRIPT):
+                return 2
+    return 0
+
+
+@numba.njit(cache=True)
+def _line_end(data: np.ndarray, i: int, end: int) -> int:
+    while i < end and data[i] != 0x0A:
+        i += 1
+    return i
+
+
+@numba.njit(cache=True)
+def _count_bits(bits: int) -> int:
+    count = 0
+    while bits:
+        bits &= bits - 1
+        count += 1
+    return count
+
+
+@numba.njit(cache=True)
+def _zh_bit(code: int, stop_zh: np.ndarray) -> int:
+    for bit in range(len(stop_zh)):
+        if stop_zh[bit] == code:
+            return 1 << bit
+    return 0
+
+
+@numba.njit(cache=True, nogil=True)
+def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
+    data: np.ndarray,
+    start: int,
+    end: int,
+    classes: np.ndarray,
+    stop_zh: np.ndarray,
+    num_words: int,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    num_chars: np.ndarray,
+    kinds: np.ndarray,
+    keys: np.ndarray,
+    char_ends: np.ndarray,
+    row: np.ndarray,
+) -> None:
+    """Count word figures into `row`, hash each word into `keys`, sum lengths into `char_ends`.
+
+    Inputs are the arrays of `words.split_words`; `keys` uint64, shape (at least W,); `char_ends` int32, shape
+    (at least W + 1,).
+    """
+    alpha, bits_en, bits_zh = 0, 0, 0
+    javascript_until, policy_until = -1, -1
+    char_ends[0] = 0
+    for w in range(num_words):
+        first, last = start + starts[w], start + ends[w]
+        keys[w] = hash_bytes(data, first, last, _SEED)
+        char_ends[w + 1] = char_ends[w] + num_chars[w]
+        if kinds[w] & ALPHA:
+            alpha += 1
+        length = last - first
+        if data[first] < 0x80:
+            if 2 <= length <= 4:
+                bits_en |= _stop_word_bit(data, first, last)
+        elif num_chars[w] == 1 and kinds[w] & HAN:
+            code, _ = decode(data, first, last)
+            if class_of(classes, code) & STOP_ZH:
+                bits_zh |= _zh_bit(code, stop_zh)
+        found = _phrase(data, start, end, first, length) if length >= 3 else 0
+        if found == 1:
+            row[Count.LOREM_IPSUM] += 1
+        elif found == 2 and first > javascript_until:
+            row[Count.JAVASCRIPT_LINES] += 1
+            javascript_until = _line_end(data, first, end)
+        elif found == 3 and first > policy_until:
+            row[Count.POLICY_LINES] += 1
+            policy_until = _line_end(data, first, end)
+    row[Count.WORDS] = num_words
+    row[Count.WORD_CHARS] = char_ends[num_words]
+    row[Count.ALPHA_WORDS] = alpha
+    row[Count.STOP_EN] = _count_bits(bits_en)
+    row[Count.STOP_ZH] += _count_bits(bits_zh)
