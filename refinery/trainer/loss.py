@@ -1,0 +1,93 @@
+"""Cross-entropy over a large vocabulary without the full logits: chunks of tokens, float32 inside a chunk.
+
+The gradient is computed in the forward pass, chunk by chunk, so logits exist for one chunk only and are never
+computed twice. The result is a *sum*; the caller divides by the number of valid tokens of the whole batch, so that
+accumulation and world size do not change the loss. (torch's own fused `linear_cross_entropy` is biased by several
+percent in bfloat16 for reductions sum and mean in 2.13, measured.)
+
+Shapes: N tokens, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+"""Label of positions without a target: last token of a document, padding, end of row."""
+
+
+class LossSums(NamedTuple):
+    """Sums over the tokens of one micro-batch."""
+
+    total: torch.Tensor
+    """float32 scalar with gradient: sum of negative log likelihoods, plus z-loss if on."""
+    nll: torch.Tensor
+    """float32, no gradient: negative log likelihood in nats per token, 0 where ignored."""
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of token losses; saves the finished gradients of hidden states and head."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor,
+        chunk_tokens: int, z_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the loss and, if a gradient is wanted, both gradients."""
+        with_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        weight = head_VD.to(hidden_ND.dtype)
+        nll_N = torch.zeros(len(labels_N), dtype=torch.float32, device=hidden_ND.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        grad_hidden = torch.empty_like(hidden_ND) if with_grad else None
+        grad_head = torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device) if with_grad else None
+        for start in range(0, len(labels_N), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            valid = labels_N[part] != IGNORE
+            target = labels_N[part].clamp_min(0)[:, None]
+            logits = (hidden_ND[part] @ weight.T).float()
+            log_z = torch.logsumexp(logits, dim=-1)
+            nll_N[part] = torch.where(valid, log_z - logits.gather(1, target)[:, 0], 0.0)
+            total += nll_N[part].sum() + z_weight * torch.where(valid, log_z, 0.0).square().sum()
+            if grad_hidden is None or grad_head is None:
+                continue
+            grad = logits.sub_(log_z[:, None]).exp_()
+            if z_weight:
+                grad *= 1.0 + 2.0 * z_weight * log_z[:, None]
+            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
+            # where, not *: a NaN logit at an ignored position must not spread
+            grad = torch.where(valid[:, None], grad, 0.0).to(hidden_ND.dtype)
+            grad_hidden[part] = grad @ weight
+            grad_head += grad.T @ hidden_ND[part]
+        if grad_hidden is not None and grad_head is not None:
+            ctx.save_for_backward(grad_hidden, grad_head.to(head_VD.dtype))
+        ctx.mark_non_differentiable(nll_N)
+        return total, nll_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_total: torch.Tensor, grad_nll: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        """Scale the saved gradients."""
+        grad_hidden, grad_head = ctx.saved_tensors
+        scaled_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+        return scaled_hidden, grad_head * grad_total.to(grad_head.dtype), None, None, None
+
+
+def chunked_cross_entropy(
+    hidden_ND: torch.Tensor, head_VD: torch.Tensor, labels_N: torch.Tensor, *, chunk_tokens: int, z_weight: float = 0.0
+) -> LossSums:
+    """Return the summed cross-entropy of `hidden @ head.T` against labels.
+
+    Args:
+        hidden_ND: float32 or bfloat16; products run in this type, everything else in float32.
+        head_VD: output matrix.
+        labels_N: int64 token ids, IGNORE where there is none.
+        chunk_tokens: tokens per chunk; memory is chunk_tokens * V * 4 bytes (twice in backward).
+        z_weight: weight of logsumexp^2 per token (PaLM 2204.02311).
+    """
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        total, nll_N = _ChunkedCrossEntropy.apply(hidden_ND, head_VD, labels_N, chunk_tokens, z_weight)
+    return LossSums(total, nll_N)

@@ -1,0 +1,50 @@
+"""One optimiser step: accumulate the gradient of a global batch, judge it, apply it or refuse it."""
+
+from __future__ import annotations
+
+import torch
+
+from refinery.trainer.attention import plan_attention
+from refinery.trainer.data import StepRows
+from refinery.trainer.loss import IGNORE, LossSums
+from refinery.trainer.optim import clip_gradients, gradient_norm, set_learning_rate
+from refinery.trainer.parallel import sync_gradients
+from refinery.trainer.schedule import learning_rate
+from refinery.trainer.state import Run, StepResult
+
+
+def train_step(run: Run, rows: StepRows) -> StepResult:
+    """Compute the gradient of one global batch, judge it, and apply it unless refused."""
+    config, ranks, local = run.config, run.ranks, rows.local
+    length = local.tokens.shape[1]
+    rate = learning_rate(config.schedule, rows.step, config.steps)
+    counts = torch.tensor([local.num_targets, local.attended_pairs], dtype=torch.float64, device=ranks.device)
+    num_targets, pairs = ranks.sum(counts).tolist()
+    sums_S2 = torch.zeros(len(run.source.streams), 3, dtype=torch.float64, device=ranks.device)
+    run.optimizer.zero_grad(set_to_none=True)
+    for start in range(0, len(local.tokens), config.micro_batch_rows):
+        part = local.rows(start, start + config.micro_batch_rows)
+        sync_gradients(run.model, enabled=start + config.micro_batch_rows >= len(local.tokens))
+        labels = torch.from_numpy(part.labels).to(ranks.device, non_blocking=True)
+        plan = plan_attention(part.segments.seg_len, len(labels), length, ranks.device, doc_mask=config.doc_mask)
+        tokens = torch.from_numpy(part.tokens).to(ranks.device, non_blocking=True)
+        out: LossSums = run.model(tokens, plan, labels, config.z_loss)
+        # FSDP averages over ranks, so the global mean needs the factor world_size
+        (out.total * (ranks.world_size / max(1.0, num_targets))).backward()
+        row_sums = torch.stack((
+            out.nll.view(labels.shape).double().sum(1), (labels != IGNORE).sum(1).double(),
+            torch.full((len(labels),), float(length), dtype=torch.float64, device=ranks.device)), dim=1)
+        sums_S2.index_add_(0, torch.from_numpy(part.streams).to(ranks.device), row_sums)
+    norm_tensor = gradient_norm(run.model)
+    norm = float(norm_tensor)
+    table = ranks.sum(sums_S2).tolist()
+    loss = sum(nll for nll, _, _ in table) / max(1.0, num_targets)
+    refused = run.guard.reason_to_refuse(loss, norm)
+    if not refused:
+        clip_gradients(run.model, norm_tensor, config.optim.clip_norm)
+        set_learning_rate(run.optimizer, rate)
+        run.optimizer.step()
+    named = list(zip(run.source.streams, table, strict=True))
+    return StepResult(
+        loss, norm, rate, refused, {s: nll / n for s, (nll, n, _) in named if n},
+        {s: int(tokens) for s, (_, _, tokens) in named if tokens}, int(pairs))

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refinery.contracts.runs import read_run_record
+from refinery.errors import ConfigError, DataError, IntegrityError
+from refinery.trainer import checkpoint as checkpoint_module
+from refinery.trainer import model as model_module
+from refinery.trainer.checkpoint import find_latest, read_state
+from refinery.trainer.config import CheckpointConfig, EvalConfig, OptimConfig, SafetyConfig, ScheduleConfig
+from refinery.trainer.loop import train
+from refinery.trainer.loss import LossSums
+from refinery.trainer.memory import take_rows
+from refinery.trainer.metrics import read_json_lines
+from refinery.trainer.safety import SpikeGuard
+from tests.trainer.tiny_runs import LENGTH, memory_source, tiny_config, tiny_model
+
+
+def tensors(out: Path) -> dict[str, torch.Tensor]:
+    folder = find_latest(out / "checkpoints")
+    assert folder is not None
+    return {key: value for file in sorted(folder.glob("*.safetensors")) for key, value in load_file(file).items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def stop_at(step: int):
+    def progress(line):
+        if line["kind"] == "train" and line["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return progress
+
+
+def test_loss_falls_and_every_file_is_there(source, tmp_path):
+    config = tiny_config(steps=40, evaluate=EvalConfig(every_steps=20))
+    record = train(config, source, tmp_path)
+    assert record == read_run_record(tmp_path / "run.json")
+    assert record.status == "finished"
+    assert record.tokens == 40 * 8 * LENGTH
+    assert [point.step for point in record.points] == [0, 0, 20, 20, 40, 40]
+    first = {point.stream: point.loss_nats for point in record.points if point.step == 0}
+    assert first["law"] == pytest.approx(np.log(128), abs=0.1)
+    assert all(record.final_losses()[stream] < first[stream] - 1 for stream in first)
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    train_lines = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train_lines] == list(range(1, 41))
+    assert {"learning_rate", "gradient_norm", "tokens_per_second", "mfu_effective", "data_wait_frac",
+            "peak_memory_bytes", "stream_losses"} <= train_lines[0].keys()
+    assert sum(record.stream_tokens.values()) == record.tokens
+    assert 0 < record.points[-1].replay_frac < 1
+    law = json.loads((tmp_path / "forgetting.json").read_text())["law"]
+    assert law["change_nats"] == pytest.approx(record.final_losses()["law"] - first["law"])
+    # rows_of_documents says 4 bytes per predicted token
+    last = record.points[-1]
+    assert last.bits_per_byte == pytest.approx(last.loss_nats / np.log(2) / 4)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4])
+def test_resume_after_sigterm_is_bit_equal(source, tmp_path, stopped_after):
+    config = tiny_config(evaluate=EvalConfig(every_steps=4), checkpoint=CheckpointConfig(every_steps=3))
+    whole = train(config, source, tmp_path / "whole")
+    first = train(config, source, tmp_path / "parts", progress=stop_at(stopped_after))
+    assert (first.status, first.steps) == ("stopped", stopped_after)
+    second = train(config, memory_source(), tmp_path / "parts")
+    assert (second.status, second.steps) == ("finished", 8)
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+    assert second.points == whole.points
+    assert second.stream_tokens == whole.stream_tokens
+    losses = [[(line["kind"], line["step"], line.get("loss"), line.get("loss_nats"))
+               for line in read_json_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone(source, tmp_path):
+    config = tiny_config(steps=2)
+    train(config, source, tmp_path)
+    before = tensors(tmp_path)
+    assert train(config, source, tmp_path).steps == 2
+    assert same(before, tensors(tmp_path))
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 3, 8])
+def test_accumulation_does_not_change_the_run(source, tmp_path, micro_batch_rows):
+    whole = train(tiny_config(steps=5), source, tmp_path / "whole")
+    parts = train(tiny_config(steps=5, micro_batch_rows=micro_batch_rows), source, tmp_path / "parts")
+    for stream, loss in whole.final_losses().items():
+        assert parts.final_losses()[stream] == pytest.approx(loss, abs=1e-5)
+
+
+def test_one_batch_can_be_learnt_by_heart(source, tmp_path):
+    few = replace(source, rows=take_rows(source.rows, np.arange(2)), validation={})
+    config = tiny_config(
+        model=tiny_model(d_model=64, head_dim=16, d_ff=128), steps=160, batch_tokens=2 * LENGTH, log_every_steps=20,
+        schedule=ScheduleConfig(max_lr=1e-2, warmup_steps=10), optim=OptimConfig(weight_decay=0.0),
+        safety=SafetyConfig(max_sigmas=0))
+    train(config, few, tmp_path)
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    # the tokens after an ambiguous first token of two documents keep the loss off zero
+    assert lines[-1]["loss"] < 0.05
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Make the loss of chosen forward passes NaN, gradients included."""
+
+    def at(*calls):
+        original, count = model_module.chunked_cross_entropy, iter(range(10_000))
+
+        def poisoned(*args, **kwargs):
+            sums = original(*args, **kwargs)
+            if torch.is_grad_enabled() and next(count) in calls:
+                return LossSums(sums.total * float("nan"), sums.nll * float("nan"))
+            return sums
+
+        monkeypatch.setattr(model_module, "chunked_cross_entropy", poisoned)
+
+    return at
+
+
+def test_nan_never_reaches_the_weights_and_names_its_documents(source, tmp_path, poison):
+    poison(2)
+    config = tiny_config(steps=4, checkpoint=CheckpointConfig(every_steps=1, keep=9))
+    record = train(config, source, tmp_path)
+    assert record.num_skipped_steps == 1
+    states = {}
+    for step in (2, 3, 4):
+        states[step] = load_file(tmp_path / "checkpoints" / f"step-{step:08d}" / "tensors-00000.safetensors")
+    assert same(states[2], states[3])
+    assert not same(states[3], states[4])
+    assert all(torch.isfinite(value).all() for value in states[4].values())
+    [anomaly] = read_json_lines(tmp_path / "anomalies.jsonl")
+    assert (anomaly["step"], anomaly["reason"]) == (3, "loss_not_finite")
+    rows = source.batch(16, 8)
+    assert [row["row"] for row in anomaly["rows"]] == list(range(16, 24))
+    expected = [f"{int(value):016x}" for value in rows.segments.doc_hash[rows.segments.row(0)]]
+    assert anomaly["rows"][0]["doc_hashes"] == expected
+
+
+def test_a_run_of_refused_steps_stops(source, tmp_path, poison):
+    poison(2, 3, 4)
+    config = tiny_config(safety=SafetyConfig(max_skips_in_row=3), checkpoint=CheckpointConfig(every_steps=1))
+    with pytest.raises(DataError, match="3 updates in a row"):
+        train(config, source, tmp_path)
+    assert read_run_record(tmp_path / "run.json").status == "failed"
+    assert len(read_json_lines(tmp_path / "anomalies.jsonl")) == 3
+
+
+def test_guard_refuses_spikes_only_with_history():
+    guard = SpikeGuard(SafetyConfig(min_history_steps=10))
+    assert guard.reason_to_refuse(100.0, 1.0) == ""
+    for step in range(20):
+        assert guard.reason_to_refuse(3.0 + 0.01 * (step % 3), 1.0) == ""
+    guard.losses.popleft()
+    assert guard.reason_to_refuse(9.0, 1.0) == "loss_spike"
+    assert guard.reason_to_refuse(3.0, 50.0) == "gradient_spike"
+    assert guard.reason_to_refuse(3.0, float("inf")) == "gradient_not_finite"
+    assert guard.skips_in_row == 3
+    again = SpikeGuard(guard.config)
+    again.restore(json.loads(json.dumps(guard.to_dict())))
+    assert again.to_dict() == guard.to_dict()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("point", range(1, 7))
+def test_a_crash_while_saving_leaves_the_checkpoint_before(source, tmp_path, monkeypatch, point):
+    config = tiny_config(steps=4, checkpoint=CheckpointConfig(every_steps=2, keep=1))
+    train(tiny_config(steps=4), source, tmp_path / "whole")
+    calls = iter(range(1, 100))
+    original = checkpoint_module.sync_path, checkpoint_module._write_synced, Path.rename
+
+    def crash_at_point(function):
+        def wrapped(*args):
+            if (find_latest(tmp_path / "run" / "checkpoints") is not None) and next(calls) == point:
+                raise Killed
+            return function(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(checkpoint_module, "sync_path", crash_at_point(original[0]))
+    monkeypatch.setattr(checkpoint_module, "_write_synced", crash_at_point(original[1]))
+    monkeypatch.setattr(Path, "rename", crash_at_point(original[2]))
+    with pytest.raises(Killed):
+        train(config, source, tmp_path / "run")
+    monkeypatch.undo()
+    found = find_latest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert read_state(found)["step"] in (2, 4)
+    assert train(config, source, tmp_path / "run").steps == 4
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_kill_9_while_saving_leaves_the_checkpoint_before(source, tmp_path):
+    script = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        from refinery.trainer import checkpoint
+        from refinery.trainer.config import CheckpointConfig
+        from refinery.trainer.loop import train
+        from tests.trainer.tiny_runs import memory_source, tiny_config
+        original = checkpoint.save_file
+        def save(values, path):
+            original(values, path)
+            if "00000004" in str(path):
+                os.truncate(path, 1000)
+                os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.save_file = save
+        train(tiny_config(checkpoint=CheckpointConfig(every_steps=2)), memory_source(), Path(sys.argv[1]))
+    """)
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], cwd=root,
+                          env=os.environ | {"PYTHONPATH": str(root)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    found = find_latest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert read_state(found)["step"] == 2
+    config = tiny_config(checkpoint=CheckpointConfig(every_steps=2))
+    train(config, source, tmp_path / "run")
+    train(config, source, tmp_path / "whole")
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "run"))
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(source, tmp_path):
+    config = tiny_config(steps=2)
+    train(config, source, tmp_path)
+    longer = replace(config, steps=4)
+    with pytest.raises(IntegrityError, match="content_hash"):
+        train(longer, memory_source(seed=50), tmp_path)
+    with pytest.raises(ConfigError, match="model"):
+        train(replace(longer, model=tiny_model(d_ff=96)), source, tmp_path)
+    with pytest.raises(ConfigError, match="seed"):
+        train(replace(longer, seed=1), source, tmp_path)
+    file = next((tmp_path / "checkpoints" / "step-00000002").glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="sha256"):
+        train(longer, source, tmp_path)
+    shutil.rmtree(file.parent)
+    with pytest.raises(IntegrityError, match="not there"):
+        train(longer, source, tmp_path)
+
+
+def test_keep_drops_the_oldest(source, tmp_path):
+    train(tiny_config(steps=5, checkpoint=CheckpointConfig(every_steps=1, keep=2)), source, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model": tiny_model(vocab_size=64)}, "the tokenizer has 128 ids"),
+    ({"model": tiny_model(max_sequence_length=32)}, "max_sequence_length"),
+    ({"batch_tokens": 100}, "multiple of the row length"),
+    ({"device": "cuda"}, "no CUDA device"),
+    ({"evaluate": EvalConfig(streams=("x",))}, "'x'"),
+    ({"model": tiny_model(d_model=65536, d_ff=262144, num_layers=64)}, "largest preset that fits"),
+])
+def test_what_does_not_fit_is_refused_before_the_first_step(source, tmp_path, change, message):
+    if "device" in change and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_config(**change), source, tmp_path)
+
+
+def test_a_run_longer_than_its_plan_is_refused(source, tmp_path):
+    with pytest.raises(ConfigError, match="enough for 2 of 8 steps"):
+        train(tiny_config(), replace(source, total_rows=20), tmp_path)
+
+
+def test_early_stop_and_batch_ramp(source, tmp_path):
+    config = tiny_config(
+        steps=30, batch_ramp=((0, 2 * LENGTH), (4, 4 * LENGTH)), schedule=ScheduleConfig(kind="constant", max_lr=1e-9),
+        optim=OptimConfig(weight_decay=0.0),
+        evaluate=EvalConfig(every_steps=1, early_stop_stream="law", patience=2, max_rows=2, streams=("law",)))
+    record = train(config, source, tmp_path)
+    assert record.status in ("early_stop", "finished")
+    tokens = [line["tokens"] for line in read_json_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert tokens[:5] == [128, 256, 384, 512, 768][: len(tokens)]
+
+
+def test_profile_is_written(source, tmp_path):
+    train(tiny_config(steps=3, profile=(1, 2)), source, tmp_path)
+    assert (tmp_path / "profile.json").stat().st_size > 1000
