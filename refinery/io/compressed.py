@@ -190,16 +190,17 @@ def _gzip_chunks(raw: BinaryIO) -> Iterator[bytes]:
             if not data and not engine.eof:
                 data = raw.read(_RAW_BYTES)
                 if not data:
-                    yield from _last(engine.flush())
+                    yield from _pieces(engine.flush())
                     raise EOFError
         data = engine.unused_data.lstrip(b"\0") or raw.read(_RAW_BYTES).lstrip(b"\0")
         if data and not data.startswith(b"\x1f"):
             raise ValueError("trailing bytes that are no gzip member")
 
 
-def _last(chunk: bytes) -> Iterator[bytes]:
-    if chunk:
-        yield chunk
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Yield data in chunks of at most `CHUNK_BYTES`, so that limits are looked at in time; nothing for no data."""
+    for at in range(0, len(data), CHUNK_BYTES):
+        yield data[at : at + CHUNK_BYTES]
 
 
 def _bz2_chunks(raw: BinaryIO) -> Iterator[bytes]:
@@ -252,15 +253,15 @@ def _zstd_chunks(raw: BinaryIO) -> Iterator[bytes]:
                 try:
                     chunk = engine.decompress(rest)
                 except zstandard.ZstdError:
-                    yield from _last(b"".join(held))
+                    yield from _pieces(b"".join(held))
                     raise
                 rest = engine.unused_data if engine.eof else b""
                 inside = not engine.eof
                 held.append(chunk)
                 held_bytes += len(chunk)
             if held_bytes >= CHUNK_BYTES:
-                yield b"".join(held)
+                yield from _pieces(b"".join(held))
                 held, held_bytes = [], 0
-    yield from _last(b"".join(held))
+    yield from _pieces(b"".join(held))
     if inside or raw.tell() == 0:
         raise EOFError
