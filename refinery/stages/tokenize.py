@@ -21,7 +21,7 @@ import pyarrow as pa
 from refinery.contracts.manifest import CountRow, StageManifest, canonical_json, fingerprint_of, merge_counts
 from refinery.contracts.tables import TOKENIZER_SAMPLE, TOKENS
 from refinery.errors import ConfigError
-from refinery.hashing import key_prefix_uint64
+from refinery.hashing import key_prefix_uint64, sha256_hex
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_survivors
@@ -42,7 +42,7 @@ from refinery.stages.workspace import (
 )
 from refinery.tokenization.encode import open_encoder
 from refinery.tokenization.health import health
-from refinery.tokenization.info import load_info, tokenizer_folder
+from refinery.tokenization.info import adopt_tokenizer, load_info, read_definition, tokenizer_folder
 from refinery.tokenization.recipe import TokenizerRecipe, load_recipe
 from refinery.tokenization.sample import sample_mask, sample_thresholds
 from refinery.tokenization.train import train_bpe
@@ -125,7 +125,7 @@ def _origin(recipe: Recipe) -> tuple[TokenizerRecipe | Path, dict[str, Any]]:
         raise ConfigError("the recipe has no tokenizer section")
     if given.path is not None:
         folder = tokenizer_folder(given.path)
-        return folder, {"path_sha256": load_info(folder).sha256}
+        return folder, {"path_sha256": sha256_hex(read_definition(folder))}
     made = load_recipe(str(given.train))
     shares = [s.model_dump(mode="json") for s in recipe.mix.stages] if recipe.mix else []
     return made, {
@@ -215,9 +215,7 @@ def _vocabulary(workdir: str, origin: TokenizerRecipe | Path, parts: list[int], 
     """Return the folder of the run's vocabulary, trained or copied there; a vocabulary of the same sample stays."""
     folder = storage.local_path(storage.join(workdir, NAME, "tokenizer"))
     if not isinstance(origin, TokenizerRecipe):
-        for name in ("tokenizer.json", "tokenizer_config.json", "info.json"):
-            if (origin / name).is_file():
-                storage.write_atomic(str(folder / name), (origin / name).read_bytes())
+        adopt_tokenizer(origin, folder)
         return str(folder)
     marker = folder / "_fingerprint"
     wanted = fingerprint_of(sample_print, json.loads(canonical_json(origin.model_dump(mode="json"))))

@@ -145,6 +145,21 @@ class Encoder:
             )
         return self._tokenizer.decode(values.tolist(), skip_special_tokens=False)
 
+    def token_bytes(self) -> np.ndarray:
+        """Return the UTF-8 bytes that each id stands for, int64, shape (vocab_size,); 0 for special tokens.
+
+        In a byte-level vocabulary every character of a token's name is one byte, so partial characters count right.
+        """
+        sizes = np.zeros(self.info.vocab_size, dtype=np.int64)
+        byte_level = json.loads(self._tokenizer.to_str())["decoder"]["type"] == "ByteLevel"
+        added = self._tokenizer.get_added_tokens_decoder()
+        for name, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                sizes[index] = 0 if added[index].special else len(added[index].content.encode())
+            else:
+                sizes[index] = len(name) if byte_level else len(self.decode([index]).encode())
+        return sizes
+
     def token_texts(self) -> list[str | None]:
         """Return the text of every id by position, None for ids that the vocabulary skips."""
         known = set(self._tokenizer.get_vocab(with_added_tokens=True).values())

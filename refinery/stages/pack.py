@@ -1,0 +1,312 @@
+"""pack: token ids to rows of exactly L tokens, one shard part per (stream, bucket), and the shard manifest last.
+
+The only shuffle that carries ids: a part task turns its selected documents into (shard, doc_key, ids) rows, Spark
+brings the rows of a shard together, and one task lays them into rows and writes the four files. Bucket = hash(seed,
+doc_key) mod n with n from the stream's tokens, so shards do not depend on partitions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from refinery import __version__
+from refinery.contracts.manifest import StageManifest, fingerprint_of
+from refinery.errors import ConfigError, DataError
+from refinery.hashing import key_prefix_uint64, keyed_uint64
+from refinery.io import parts as part_files
+from refinery.io import storage
+from refinery.kernels.packing import plan_rows, row_bytes, write_rows
+from refinery.kernels.text import text_views
+from refinery.recipe import Recipe
+from refinery.shards.format import Segments
+from refinery.shards.manifest import (
+    FileHash,
+    LineageStage,
+    PackingInfo,
+    PartEntry,
+    ShardManifest,
+    StreamKey,
+    TokenizerInfo,
+    build_manifest,
+    load_manifest,
+)
+from refinery.shards.plan import MixPlan, first_plan, plan_bytes, realise
+from refinery.shards.verify import verify_dataset
+from refinery.shards.writer import ShardSpec, write_manifest, write_shard
+from refinery.stages.part_tasks import apply_groups, map_parts
+from refinery.stages.workspace import Run, commit_stage, git_commit, need_stage, stage_fingerprint, up_to_date
+from refinery.tokenization.encode import open_encoder
+
+NAME = "pack"
+ALGORITHM_VERSION = 1
+PLAN_NAME = "main"
+_ROWS = pa.schema([("shard", pa.string()), ("doc_key", pa.string()), ("ids", pa.binary())])
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """Everything a task of this stage needs."""
+
+    workdir: str
+    seed: int
+    settings: dict[str, Any]
+    upstream: str
+    tokenizer: str
+    tokenizer_sha256: str
+    num_shards: dict[str, int]
+    """Stream -> number of shard parts."""
+    done: frozenset[str]
+    """Shards that stand already; their rows are not shuffled again."""
+
+    @property
+    def folder(self) -> Path:
+        """Root of the shards."""
+        return shards_folder(self.workdir)
+
+
+def shards_folder(workdir: str) -> Path:
+    """Return the folder of a run's shards.
+
+    Raises:
+        ConfigError: the workdir is not on a file system; shards are written in place and read by offset.
+    """
+    if not storage.is_local(workdir):
+        raise ConfigError(
+            f"pack writes shards to a mounted folder, not to {workdir}; mount it or copy shards afterwards"
+        )
+    return storage.local_path(workdir) / NAME / "shards"
+
+
+def run(run_: Run, *, force: bool = False) -> StageManifest:
+    """Pack the selected documents, then write manifest and mix plan."""
+    started = time.monotonic()
+    recipe = run_.recipe
+    if recipe.pack is None:
+        raise ConfigError("the recipe has no pack section; `pack: {sequence_length: 2048}` is enough")
+    mix, tokens = need_stage(recipe.workdir, "mix"), need_stage(recipe.workdir, "tokenize")
+    recipe_slice = {**recipe.pack.model_dump(mode="json"), "seed": recipe.seed}
+    inputs = {"mix": mix.content_hash, "tokenize": tokens.content_hash}
+    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
+    done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
+    if done is not None and _stands(recipe.workdir, done):
+        return done
+    task = _task(recipe, mix, tokens, fingerprint)
+    parts = sorted(mix.part_hashes("selection"))
+    rows = map_parts(run_.spark, parts, functools.partial(selected_rows, task), _ROWS)
+    apply_groups(rows, ["shard"], functools.partial(pack_shard, task))
+    entries = _entries(task)
+    manifest = _shard_manifest(recipe, task, entries)
+    write_manifest(task.folder, manifest)
+    plan = _mix_plan(recipe, mix, manifest)
+    storage.write_atomic(str(task.folder / "plan" / f"{PLAN_NAME}.json"), plan_bytes(plan))
+    verify_dataset(task.folder, "sample")
+    stage = StageManifest(
+        stage=NAME,
+        fingerprint=fingerprint,
+        algorithm_version=ALGORITHM_VERSION,
+        recipe_slice=recipe_slice,
+        inputs=inputs,
+        parts=[],
+        counts=mix.counts,
+        facts=_facts(manifest, plan),
+    )
+    return commit_stage(run_, stage, started)
+
+
+def _stands(workdir: str, done: StageManifest) -> bool:
+    path = shards_folder(workdir) / "manifest.json"
+    return path.is_file() and load_manifest(path).content_hash == done.facts["shard_content_hash"]
+
+
+def _task(recipe: Recipe, mix: StageManifest, tokens: StageManifest, fingerprint: str) -> PackTask:
+    settings = recipe.pack.model_dump(mode="json") if recipe.pack else {}
+    sizes: dict[str, int] = {}
+    for row in mix.counts:
+        if row.kind == "kept":
+            key = StreamKey(domain=row.domain, role=row.role, lang=row.lang or "und", weight_bucket=0, split=row.split)
+            sizes[key.name] = sizes.get(key.name, 0) + row.tokens
+    num_shards = {s: max(1, -(-size // settings["shard_tokens"])) for s, size in sorted(sizes.items()) if size}
+    if not num_shards:
+        raise DataError("mix kept no document; nothing can be packed: look at the report's funnel")
+    folder = storage.join(recipe.workdir, "tokenize", "tokenizer")
+    task = PackTask(
+        recipe.workdir, recipe.seed, settings, fingerprint, folder, tokens.facts["sha256"], num_shards, frozenset()
+    )
+    standing = frozenset(name for name in _shard_names(task) if _read_entry(task, name) is not None)
+    return PackTask(**{**task.__dict__, "done": standing})
+
+
+def _shard_names(task: PackTask) -> list[str]:
+    return [f"{stream}/part-{n:05d}" for stream, count in task.num_shards.items() for n in range(count)]
+
+
+def selected_rows(task: PackTask, part: int) -> Iterator[pa.RecordBatch]:
+    """Yield (shard, doc_key, ids) of one part's selected documents."""
+    streams = part_files.read_part(task.workdir, "mix", "selection", part, ["stream"]).column("stream")
+    chosen = np.flatnonzero(streams.is_valid().to_numpy(zero_copy_only=False))
+    if not len(chosen):
+        return
+    rows = pa.array(chosen)
+    names = streams.take(rows).to_pylist()
+    keys = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_key"]).column("doc_key").take(rows)
+    draws = keyed_uint64(task.seed, NAME, key_prefix_uint64(keys.to_pylist()))
+    counts = np.array([task.num_shards[name] for name in names], dtype=np.uint64)
+    shards = [f"{name}/part-{int(n):05d}" for name, n in zip(names, draws % counts, strict=True)]
+    wanted = np.array([shard not in task.done for shard in shards])
+    if not wanted.any():
+        return
+    ids = part_files.read_part(task.workdir, "tokenize", "tokens", part, ["ids"]).column("ids").take(rows)
+    table = pa.table({"shard": shards, "doc_key": keys, "ids": ids}).filter(pa.array(wanted))
+    for batch in table.to_batches(max_chunksize=4096):
+        yield batch.cast(_ROWS)
+
+
+def pack_shard(task: PackTask, table: pa.Table) -> dict[str, Any]:
+    """Lay the documents of one shard into rows and write its files; the entry file comes last."""
+    shard = table.column("shard")[0].as_py()
+    stream, _, name = shard.rpartition("/")
+    encoder = open_encoder(task.tokenizer, task.tokenizer_sha256)
+    table = table.sort_by("doc_key")
+    views = text_views(table.column("ids"))
+    dtype = encoder.dtype
+    ids = np.frombuffer(views.data, dtype=dtype.newbyteorder("<"))
+    offsets = views.offsets // dtype.itemsize
+    doc_hash = key_prefix_uint64(table.column("doc_key").to_pylist())
+    plan = plan_rows(np.diff(offsets), doc_hash, task.settings["sequence_length"], task.settings["policy"])
+    eos, pad = _special_ids(encoder.info)
+    rows = write_rows(plan, offsets, ids, pad)
+    hashes = np.where(plan.doc >= 0, doc_hash[np.maximum(plan.doc, 0)], np.uint64(0)).astype(np.uint64)
+    segments = Segments(row_ptr=plan.row_ptr, doc_hash=hashes, seg_len=plan.length, flags=plan.flags)
+    spec = ShardSpec(
+        sequence_length=task.settings["sequence_length"],
+        vocab_size=encoder.info.vocab_size,
+        eos_id=eos,
+        pad_id=pad,
+    )
+    entry = write_shard(
+        task.folder / stream, name, rows, segments, row_bytes(plan, rows, token_bytes(task.tokenizer)), spec
+    )
+    body = {
+        "fingerprint": fingerprint_of(task.upstream, shard),
+        "entry": asdict(entry),
+        "documents_cut": plan.num_docs_cut,
+        "dropped_tokens": plan.dropped_tokens,
+    }
+    storage.write_atomic(str(task.folder / stream / f".{name}.entry.json"), json.dumps(body).encode())
+    return {"shard": shard}
+
+
+@functools.cache
+def token_bytes(tokenizer: str) -> np.ndarray:
+    """Return the UTF-8 bytes that each id stands for, int64, shape (vocab_size,); 0 for special tokens."""
+    return open_encoder(tokenizer).token_bytes()
+
+
+def _special_ids(info: Any) -> tuple[int, int]:
+    eos = -1 if info.eos_id is None else info.eos_id
+    pad = info.pad_id if info.pad_id is not None else max(eos, 0)
+    return eos, pad
+
+
+def _read_entry(task: PackTask, shard: str) -> dict[str, Any] | None:
+    stream, _, name = shard.rpartition("/")
+    path = task.folder / stream / f".{name}.entry.json"
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    sizes = {suffix: file["num_bytes"] for suffix, file in body["entry"]["files"].items()}
+    whole = all(
+        (file := task.folder / stream / f"{name}{suffix}").is_file() and file.stat().st_size == size
+        for suffix, size in sizes.items()
+    )
+    return body if whole and body["fingerprint"] == fingerprint_of(task.upstream, shard) else None
+
+
+def _entries(task: PackTask) -> dict[str, dict[str, Any]]:
+    """Return the entries of all shards; a bucket that no document fell into has none."""
+    return {name: body for name in _shard_names(task) if (body := _read_entry(task, name)) is not None}
+
+
+def _shard_manifest(recipe: Recipe, task: PackTask, entries: dict[str, dict[str, Any]]) -> ShardManifest:
+    by_stream: dict[StreamKey, list[PartEntry]] = {}
+    for shard, body in entries.items():
+        stream = shard.rpartition("/")[0]
+        domain, role, lang, bucket, split = stream.rsplit("/", 4)
+        key = StreamKey(domain=domain, role=role, lang=lang, weight_bucket=int(bucket[1:]), split=split)
+        files = {suffix: FileHash(**f) for suffix, f in body["entry"]["files"].items()}
+        by_stream.setdefault(key, []).append(PartEntry(**{**body["entry"], "files": files}))
+    info = open_encoder(task.tokenizer, task.tokenizer_sha256).info
+    eos, pad = _special_ids(info)
+    packing = PackingInfo(
+        policy=task.settings["policy"],
+        sequence_length=task.settings["sequence_length"],
+        seed=recipe.seed,
+        documents_cut=sum(b["documents_cut"] for b in entries.values()),
+        dropped_tokens=sum(b["dropped_tokens"] for b in entries.values()),
+    )
+    tokenizer = TokenizerInfo(
+        sha256=info.sha256, vocab_size=info.vocab_size, eos_id=eos, bos_id=-1, pad_id=pad, probe=info.probes
+    )
+    unhashed = {"created_by": f"refinery {__version__}", "git_commit": git_commit(), "recipe_sha256": recipe.sha256()}
+    return build_manifest(tokenizer, packing, by_stream, _lineage(recipe), unhashed)
+
+
+def _lineage(recipe: Recipe) -> list[LineageStage]:
+    stages = recipe.stages()
+    lineage = []
+    for name in stages[: stages.index(NAME)]:
+        manifest = need_stage(recipe.workdir, name)
+        kept = [c for c in manifest.counts if c.kind == "kept"]
+        tokens = sum(c.tokens for c in kept)
+        lineage.append(
+            LineageStage(
+                stage=name,
+                content_hash=manifest.content_hash,
+                documents=sum(c.docs for c in kept),
+                utf8_bytes=sum(c.bytes for c in kept),
+                tokens=tokens or -1,
+            )
+        )
+    return lineage
+
+
+def _mix_plan(recipe: Recipe, mix: StageManifest, manifest: ShardManifest) -> MixPlan:
+    """Turn token shares into integer row weights over what was packed, phase after phase."""
+    present = {s.name for s in manifest.streams}
+    per_row = {s.name: s.total("loss_tokens") / max(s.rows, 1) for s in manifest.streams}
+    stages: list[tuple[int, dict[str, float]]] = []
+    for phase in mix.facts["phases"]:
+        shares = {s: share for s, share in phase["streams"].items() if s in present and per_row[s]}
+        total = sum(shares.values())
+        if not total:
+            raise DataError("a phase of the mix has no packed stream; its domains were dropped upstream")
+        shares = {s: share / total for s, share in shares.items()}
+        rows_per_token = sum(share / per_row[s] for s, share in shares.items())
+        num_rows = max(1, round(phase["share"] * mix.facts["budget_tokens"] * rows_per_token))
+        stages.append((num_rows, shares))
+    return first_plan(manifest, recipe.seed, stages)
+
+
+def _facts(manifest: ShardManifest, plan: MixPlan) -> dict[str, Any]:
+    columns = ("rows", "tokens", "loss_tokens", "padding_tokens", "documents", "utf8_bytes")
+    return {
+        "shard_content_hash": manifest.content_hash,
+        "plan_hash": plan.plan_hash,
+        "plan_rows": plan.total_rows,
+        "documents_cut": manifest.packing.documents_cut,
+        "dropped_tokens": manifest.packing.dropped_tokens,
+        "streams": [{"stream": s.name, **{c: s.total(c) for c in columns}} for s in manifest.streams],
+        "realised": [asdict(r) for r in realise(plan, manifest)],
+    }

@@ -1,0 +1,124 @@
+"""train: hand the shards to the bundled trainer, in a process of its own.
+
+The trainer never imports Spark and Spark never imports torch; they meet at ``train.json`` and the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from refinery.contracts.manifest import StageManifest
+from refinery.contracts.runs import read_run_record
+from refinery.errors import ConfigError, DataError, IntegrityError, RefineryError, SchemaError, TransientError
+from refinery.io import storage
+from refinery.recipe import Recipe, Train
+from refinery.stages.pack import PLAN_NAME, shards_folder
+from refinery.stages.workspace import Run, commit_stage, need_stage, stage_fingerprint, up_to_date
+
+NAME = "train"
+ALGORITHM_VERSION = 1
+_ERRORS: dict[int, type[RefineryError]] = {
+    e.exit_code: e for e in (ConfigError, SchemaError, IntegrityError, DataError, TransientError)
+}
+
+
+def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
+    """Return the content of ``train.json`` for a recipe."""
+    options: dict[str, Any] = {
+        "seed": recipe.seed % 2**31,
+        "batch_tokens": section.batch_tokens,
+        **section.options,
+        "schedule": {"kind": section.schedule, "max_lr": section.learning_rate, **section.options.get("schedule", {})},
+        "evaluate": {"every_steps": section.eval_every, **section.options.get("evaluate", {})},
+        "checkpoint": {"every_steps": section.checkpoint_every, **section.options.get("checkpoint", {})},
+    }
+    if section.steps is not None:
+        options["steps"] = section.steps
+    model: str | None = section.preset
+    if section.init != "scratch":
+        options["init_from"], model = os.path.abspath(section.init), None  # noqa: PTH100
+    shards = shards_folder(recipe.workdir).absolute()
+    return {
+        "name": recipe.name,
+        "manifest": str(shards / "manifest.json"),
+        "plan": str(shards / "plan" / f"{PLAN_NAME}.json"),
+        "out_dir": str((storage.local_path(recipe.workdir) / NAME).absolute()),
+        "model": model,
+        "options": options,
+    }
+
+
+def run(run_: Run, *, force: bool = False) -> StageManifest:
+    """Train a model on the packed shards; an interrupted training goes on from its last checkpoint.
+
+    Raises:
+        ConfigError, IntegrityError, DataError: as the trainer ended.
+    """
+    started = time.monotonic()
+    recipe = run_.recipe
+    if recipe.train is None:
+        raise ConfigError("the recipe has no train section; `train: {preset: tiny}` is enough")
+    pack = need_stage(recipe.workdir, "pack")
+    recipe_slice = {**recipe.train.model_dump(mode="json"), "seed": recipe.seed}
+    shards = {"shards": pack.facts["shard_content_hash"], "plan": pack.facts["plan_hash"]}
+    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, shards)
+    done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
+    if done is not None:
+        return done
+    folder = storage.local_path(recipe.workdir) / NAME
+    _clear_other_run(recipe, fingerprint, force=force)
+    path = folder / "train.json"
+    storage.write_atomic(str(path), json.dumps(train_file(recipe, recipe.train), indent=1).encode())
+    storage.write_atomic(str(folder / "_fingerprint"), fingerprint.encode())
+    _spawn(str(path))
+    record = read_run_record(folder / "run.json")
+    if record.status not in ("finished", "early_stop"):
+        raise TransientError(
+            f"training stopped ({record.status}) at step {record.steps}; run again to go on from there"
+        )
+    facts = {
+        "status": record.status,
+        "steps": record.steps,
+        "tokens": record.tokens,
+        "num_params": record.num_params,
+        "final_losses": record.final_losses(),
+        "data": dict(record.data),
+    }
+    stage = StageManifest(
+        stage=NAME,
+        fingerprint=fingerprint,
+        algorithm_version=ALGORITHM_VERSION,
+        recipe_slice=recipe_slice,
+        inputs=shards,
+        parts=[],
+        counts=[],
+        facts=facts,
+        volatile={"train_seconds": record.seconds},
+    )
+    return commit_stage(run_, stage, started)
+
+
+def _clear_other_run(recipe: Recipe, fingerprint: str, *, force: bool) -> None:
+    """Set aside what another configuration or data set left, so that its checkpoints are not continued."""
+    folder = storage.local_path(recipe.workdir) / NAME
+    marker = folder / "_fingerprint"
+    if not folder.is_dir() or (marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint and not force):
+        return
+    number = 1
+    while (aside := folder.with_name(f"{NAME}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+
+
+def _spawn(path: str) -> None:
+    command = [sys.executable, "-m", "refinery.trainer", "--config", path]
+    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603
+    sys.stderr.write(finished.stderr)
+    if finished.returncode:
+        last = finished.stderr.strip().rsplit("\n", 1)[-1]
+        raise _ERRORS.get(finished.returncode, RefineryError)(f"the trainer ended with {finished.returncode}: {last}")
