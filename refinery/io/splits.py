@@ -44,8 +44,8 @@ _FILE_COST_BYTES = 4096
 _EXPANSION = {None: 1.0, "gzip": 4.0, "bz2": 5.0, "xz": 5.0, "zstd": 4.0}
 """Text bytes per stored byte, by codec."""
 
-_WEB_EXPANSION = 0.25
-"""Text is about a sixteenth of a crawl's HTML (Common Crawl: WET over WARC), which packs to a quarter."""
+_WEB_EXPANSION = 0.4
+"""Text bytes per stored byte of a packed WARC: 0.54 and 0.28 on a 2008 crawl and on 130 modern pages."""
 
 
 def plan_splits(spec: InputSpec, part_bytes: int, storage: Mapping[str, Any] | None = None) -> list[Split]:
@@ -153,7 +153,9 @@ def _row_group_splits(
 
 
 def _text_bytes(spec: InputSpec, file: SplitFile) -> int:
-    factor = _WEB_EXPANSION if spec.format == "warc" and codec_of(file.name) else _EXPANSION[codec_of(file.name)]
+    factor = _EXPANSION[codec_of(file.name)]
+    if spec.format == "warc" and codec_of(file.name) and ".wet" not in file.name:
+        factor = _WEB_EXPANSION
     if spec.format == "parquet" or file.name.endswith(".zip"):
         factor = 3.0
     return int(file.size_bytes * factor) + _FILE_COST_BYTES
