@@ -84,7 +84,7 @@ class InputSpec:
     role: str
     """pool, target or replay."""
     format: str
-    """One of `refinery.io.sources.FORMATS`."""
+    """One of `refinery.io.input_options.FORMATS`."""
     paths: tuple[str, ...]
     """Files, folders, globs, fsspec URLs; empty only for python_environment."""
     text_field: str = "text"
@@ -99,7 +99,7 @@ class InputSpec:
     license: str | None = None
     """Licence of documents that do not declare one."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the format: see `refinery.io.sources.FORMAT_OPTIONS`."""
+    """Options of the format: see `refinery.io.input_options.FORMAT_OPTIONS`."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from refinery.errors import ConfigError
 from refinery.io.compressed import CODECS, codec_of, open_raw
+from refinery.io.input_options import check_input
 from refinery.io.records import InputSpec, Split, SplitFile
 
 FILE_SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -59,6 +60,7 @@ def plan_splits(spec: InputSpec, part_bytes: int, storage: Mapping[str, Any] | N
     Raises:
         ConfigError: a path matches nothing, or all files are empty, or an option is unknown.
     """
+    check_input(spec)
     if part_bytes < 1:
         raise ConfigError(f"part_bytes is {part_bytes}; it must be at least 1 (default: 64 MB)")
     if spec.format == "python_environment":

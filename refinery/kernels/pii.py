@@ -4,7 +4,7 @@
 |---|---|---|
 | ``email`` | an address with a known shape; not the reserved example domains, not ``git@host`` | ``[EMAIL]`` |
 | ``userinfo`` | ``user:password@`` in a URL (not ``git@``) | ``[USER]@`` |
-| ``ip`` | IPv4 and IPv6 addresses that are globally routable; not version numbers: one part has three digits | ``[IP]`` |
+| ``ip`` | IPv4 and IPv6 addresses that are globally routable, one part with three digits | ``[IP]`` |
 | ``phone`` | Chinese mobile numbers: 1, 3-9, nine more digits, with or without +86 and separators | ``[PHONE]`` |
 | ``id_card`` | 18-character PRC identity numbers with a true date and check digit (GB 11643) | ``[ID]`` |
 | ``bank_card`` | 14-19 digits of a card scheme's prefix and length that pass Luhn (ISO/IEC 7812) | ``[CARD]`` |
@@ -12,7 +12,8 @@
 The tokens hold nothing that a second pass would mask. FineWeb masks e-mails and public IPs only, with fixed fake
 values; plain tokens are easier to count, and to keep out of a vocabulary.
 
-Cost: a text without ``@`` and without candidate digits pays for two byte-level scans (see ``benchmarks``).
+Cost: a text without ``@`` and without candidate digits pays for byte-level scans only. Measured on one core: Chinese
+statutes 280 MB/s, English novels 170, documents with addresses 170, source code 110, raw e-mail (14 addresses each) 31.
 """
 
 from __future__ import annotations

@@ -159,7 +159,8 @@ def test_a_hundred_megabyte_line_is_read_past_in_bounded_memory(tmp_path: Path) 
 def test_broken_characters_are_repaired_and_flagged(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(
-        b'\xef\xbb\xbf{"text":"bom"}\n{"text":"caf\xe9"}\n{"text":"\\ud83d"}\n{"text":"\\ud83d\\ude00 fine"}\n{"text":"nul \\u0000"}'
+        b'\xef\xbb\xbf{"text":"bom"}\n{"text":"caf\xe9"}\n{"text":"\\ud83d"}\n'
+        b'{"text":"\\ud83d\\ude00 fine"}\n{"text":"nul \\u0000"}'
     )
     documents, bad = read(path)
     assert [d.text for d in documents] == ["bom", "caf\ufffd", "\ufffd", "😀 fine", "nul \0"]

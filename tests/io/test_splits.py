@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -34,13 +36,13 @@ def test_byte_ranges_give_every_line_once(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], part_bytes: int, newline: bool
 ) -> None:
     path = tmp_path_factory.mktemp("r") / "a.jsonl"
-    lines = ['{"text":"%d%s"}' % (i, "中" * n) for i, n in enumerate(sizes)]
+    lines = [json.dumps({"text": f"{i}{'中' * n}"}, ensure_ascii=False) for i, n in enumerate(sizes)]
     path.write_text("\n".join(lines) + "\n" * newline, "utf-8")
     spec = spec_of(str(path))
     splits = plan_splits(spec, part_bytes)
     assert texts_of(spec, splits) == [f"{i}{'中' * n}" for i, n in enumerate(sizes)]
     assert splits[0].start == 0
-    assert all(a.end == b.start for a, b in zip(splits, splits[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(splits))
 
 
 @given(
@@ -62,13 +64,13 @@ def test_line_reader_equals_split_for_any_chunks(lines: list[bytes], chunk: int,
 
 def test_small_files_share_a_split_and_the_plan_is_sorted(tmp_path: Path) -> None:
     for name in ("b", "a", "c"):
-        (tmp_path / f"{name}.jsonl").write_text('{"text":"%s"}\n' % name)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "notes.bin").write_text("x")
     spec = spec_of(str(tmp_path))
     assert texts_of(spec, plan_splits(spec, 1 << 20)) == ["a", "b", "c"]
     assert len(plan_splits(spec, 1 << 20)) == 1
-    assert len(plan_splits(spec, 10)) == 6  # 13 bytes each: two ranges a file
+    assert len(plan_splits(spec, 10)) == 6  # 14 bytes each: two ranges a file
 
 
 def test_globs_home_and_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +137,7 @@ def test_file_gone_after_planning_is_a_bad_record(tmp_path: Path) -> None:
         ({"options": {"joinr": ""}}, "did you mean 'joiner'"),
         ({"format": "text", "options": {"unit": "page"}}, "must be one of file, line, paragraph"),
         ({"paths": ()}, "has no paths"),
+        ({"options": {"max_line_bytes": "64MB"}}, "must be a number above 0"),
         ({"format": "python_environment"}, "takes no paths"),
         ({"format": "python_environment", "paths": ()}, "say which collection"),
     ],

@@ -16,7 +16,8 @@ AWKWARD = st.text(
     st.one_of(
         st.sampled_from(
             list(
-                "ab Z\n\r\t\x00\x0b\x1f\x7f\x85\xa0é\u0301\u0327\u200b\u200d\u2028\ufeff\u3000中文漢\u1100\u1161가Ω\u2126豈😀"
+                "ab Z\n\r\t\x00\x0b\x1f\x7f\x85\xa0é\u0301\u0327\u200b\u200d\u2028\ufeff\u3000中文漢"
+                "\u1100\u1161가Ω\u2126豈😀"
             )
         ),
         st.characters(),
