@@ -117,7 +117,9 @@ def plan_rows(lengths: np.ndarray, tie: np.ndarray, sequence_length: int, policy
     else:
         if policy == "best_fit":
             piece_doc, piece_start, piece_length = _split_pieces(lengths, by_tie, sequence_length)
-            row_of_piece = best_fit(piece_length, _longest_first(piece_length, sequence_length), sequence_length)
+            longest_first = _longest_first(piece_length, sequence_length)
+            row_of_piece = np.empty(len(piece_length), dtype=np.int64)
+            row_of_piece[longest_first] = best_fit(piece_length[longest_first], sequence_length)
         else:
             order = by_tie[lengths[by_tie] > 0]
             long_docs = np.flatnonzero(lengths[order] > sequence_length)

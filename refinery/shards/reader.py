@@ -107,7 +107,7 @@ class ShardReader:
         self._check_buffer(out)
         slots = np.arange(len(rows)) if slots is None else slots
         row_bytes = self.manifest.row_bytes
-        target = memoryview(out.reshape(-1)).cast("B")
+        target = out.reshape(-1).data.cast("B")
         with self._lock:
             for part, first, slot, count in self._runs(stream_index, rows, slots):
                 piece = target[slot * row_bytes : (slot + count) * row_bytes]
@@ -115,19 +115,22 @@ class ShardReader:
 
     def segments(self, stream_index: int, rows: np.ndarray) -> Segments:
         """Return the documents inside rows of a stream, in the order of `rows`."""
-        counts, pieces = [], []
+        counts = [np.empty(0, dtype=np.int64)]
+        hashes, lengths, flags = [b""], [b""], [b""]
         with self._lock:
             for part, first, _, count in self._runs(stream_index, rows, np.arange(len(rows))):
-                piece = self._read_segments(part, first - part.first_row, count)
-                counts.append(np.diff(piece.row_ptr))
-                pieces.append(piece)
-        if not pieces:
-            return Segments(np.zeros(1, np.int64), np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.uint8))
+                run = self._read_segments(part, first - part.first_row, count)
+                counts.append(np.diff(np.frombuffer(run[0], "<i8")))
+                hashes.append(run[1])
+                lengths.append(run[2])
+                flags.append(run[3])
+        row_ptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(np.concatenate(counts), out=row_ptr[1:])
         return Segments(
-            np.concatenate(([0], np.cumsum(np.concatenate(counts)))).astype(np.int64),
-            np.concatenate([piece.doc_hash for piece in pieces]),
-            np.concatenate([piece.seg_len for piece in pieces]),
-            np.concatenate([piece.flags for piece in pieces]),
+            row_ptr,
+            np.frombuffer(b"".join(hashes), "<u8"),
+            np.frombuffer(b"".join(lengths), "<i4"),
+            np.frombuffer(b"".join(flags), "u1"),
         )
 
     def batch(self, plan: MixPlan, k0: int, count: int, slots: slice | np.ndarray = slice(None)) -> Batch:
@@ -204,31 +207,33 @@ class ShardReader:
                 )
             done += count
 
-    def _read_array(self, relative: str, offset: int, count: int, dtype: str) -> np.ndarray:
-        out = np.empty(count, dtype=dtype)
-        if count:
-            self._read_exactly(relative, offset, memoryview(out).cast("B"))
-        return out
+    def _read_bytes(self, relative: str, offset: int, size: int) -> bytes:
+        data = os.pread(self._handle(relative), size, offset)
+        if len(data) != size:
+            raise IntegrityError(
+                f"{relative}: ends at byte {offset + len(data)}, {size - len(data)} bytes too early: truncated; "
+                "restore it or pack again"
+            )
+        return data
 
-    def _read_segments(self, part: PartEntry, first: int, count: int) -> Segments:
+    def _read_segments(self, part: PartEntry, first: int, count: int) -> tuple[bytes, bytes, bytes, bytes]:
+        """Read row_ptr, doc_hash, seg_len and flags of rows that follow each other."""
         relative = part.path + ".seg"
         if relative not in self._seg_sizes:
-            header = bytearray(SEG_HEADER.size)
-            self._read_exactly(relative, 0, memoryview(header))
-            self._seg_sizes[relative] = decode_seg_header(bytes(header), relative)
+            self._seg_sizes[relative] = decode_seg_header(self._read_bytes(relative, 0, SEG_HEADER.size), relative)
         num_rows, num_segments = self._seg_sizes[relative]
         if num_rows != part.rows:
             raise IntegrityError(f"{relative}: {num_rows} rows, the manifest says {part.rows}: pack again")
-        row_ptr = self._read_array(relative, SEG_HEADER.size + 8 * first, count + 1, "<i8")
-        begin, size = int(row_ptr[0]), int(row_ptr[-1] - row_ptr[0])
-        if not 0 <= begin <= begin + size <= num_segments:
+        row_ptr = self._read_bytes(relative, SEG_HEADER.size + 8 * first, 8 * (count + 1))
+        begin, end = int.from_bytes(row_ptr[:8], "little"), int.from_bytes(row_ptr[-8:], "little")
+        if not 0 <= begin <= end <= num_segments:
             raise IntegrityError(f"{relative}: row {first} points at segment {begin} of {num_segments}: pack again")
-        hashes = SEG_HEADER.size + 8 * (num_rows + 1)
-        return Segments(
-            row_ptr - begin,
-            self._read_array(relative, hashes + 8 * begin, size, "<u8"),
-            self._read_array(relative, hashes + 8 * num_segments + 4 * begin, size, "<i4"),
-            self._read_array(relative, hashes + 12 * num_segments + begin, size, "u1"),
+        size, hashes = end - begin, SEG_HEADER.size + 8 * (num_rows + 1)
+        return (
+            row_ptr,
+            self._read_bytes(relative, hashes + 8 * begin, 8 * size),
+            self._read_bytes(relative, hashes + 8 * num_segments + 4 * begin, 4 * size),
+            self._read_bytes(relative, hashes + 12 * num_segments + begin, size),
         )
 
 

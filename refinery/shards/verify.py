@@ -41,7 +41,7 @@ from refinery.shards.row_table import read_rows_table
 
 LEVELS = ("start", "sample", "full", "audit")
 SAMPLE_ROWS = 64
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 256 << 10
 _AUDIT_ROWS = 4096
 _SHOWN = 10
 
@@ -221,7 +221,9 @@ def _row_problems(
         "num_docs": segments.num_docs,
         "documents": segments.row_sums((segments.flags & 1).astype(np.int64)),
     }
-    wrong = [row for row in np.flatnonzero(counts["padding_tokens"]) if _bad_padding(manifest, tokens, counts, row)]
+    wrong = [
+        row for row in np.flatnonzero(counts["padding_tokens"]).tolist() if _bad_padding(manifest, tokens, counts, row)
+    ]
     if wrong:
         return [Finding(part.path + ".bin", f"padding of row {rows[wrong[0]]} holds other ids")], tokens, counts
     return [], tokens, counts

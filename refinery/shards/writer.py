@@ -80,7 +80,7 @@ def write_shard(
         ".rows.parquet": memoryview(encode_rows(segments, *row_bytes)),
         ".seg": memoryview(encode_seg(segments)),
         ".idx": memoryview(encode_idx(num_rows, spec.sequence_length, spec.dtype)),
-        ".bin": memoryview(body.reshape(-1)).cast("B"),
+        ".bin": body.reshape(-1).data.cast("B"),
     }
     hashes = write_together(folder, name, contents)
     return PartEntry(

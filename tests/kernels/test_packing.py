@@ -10,10 +10,9 @@ from refinery.kernels import packing
 from tests.kernels import reference_packing as reference
 
 # D documents, L tokens in a row
-CASES = st.tuples(
-    st.lists(st.integers(0, 40), max_size=40),
-    st.integers(2, 16),
-    st.integers(0, 2**32),
+ROWS = st.one_of(st.integers(2, 16), st.sampled_from([63, 64, 65, 130, 4096, 5000]))
+CASES = ROWS.flatmap(
+    lambda L: st.tuples(st.lists(st.integers(0, 5 * L // 2), max_size=40), st.just(L), st.integers(0, 2**32))
 )
 
 
@@ -43,6 +42,13 @@ def test_rows_equal_the_plain_python_reference(policy, case):
     assert sorted(rows) == sorted(expected)
     if policy == "concat":
         assert rows == expected
+
+
+def test_rows_longer_than_three_levels_of_the_tree_are_filled_best():
+    L = 300_000
+    lengths = [170_000, 160_001, 150_000, 139_999, 130_000, 1, 4096, 64]
+    plan = _plan(lengths, L, 5)
+    assert sorted(_rows(plan)) == sorted(reference.best_fit(lengths, _ties(8, 5).tolist(), L))
 
 
 @pytest.mark.parametrize("policy", packing.POLICIES)

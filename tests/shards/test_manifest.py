@@ -122,3 +122,9 @@ def test_stream_names_are_safe_folders(fields):
     with pytest.raises(ConfigError):
         StreamKey(*fields)
     assert StreamKey("法律", "pool", "zh", 2, "train").name == "法律/pool/zh/w2/train"
+
+
+def test_canonical_json_is_sorted_compact_utf8_in_any_json_library():
+    value = {"b": [1, (2, None, True)], "a": {"法": '行\n\x00\x1f\x7f\u2028"\\', "B": -(2**53), "é": "😀"}}
+    expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert manifests.canonical_json(value) == expected
