@@ -72,6 +72,9 @@ class Rules(Section):
     presets: tuple[str, ...] = Field(
         ("gopher",), min_length=1, description="preset names or paths of preset files, in order"
     )
+    by_domain: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="presets of single domains, instead of `presets`; an empty list exempts one"
+    )
 
 
 class DedupDocuments(Section):

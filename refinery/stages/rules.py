@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,12 @@ import pyarrow as pa
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import DECISIONS
+from refinery.errors import ConfigError
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_survivors
 from refinery.kernels.decide import decide
-from refinery.kernels.preset import Rule, load_preset
-from refinery.kernels.signals import SIGNALS, signals
+from refinery.kernels.preset import Rule, load_preset, load_rules
+from refinery.kernels.signals import SIGNALS, signal_schema, signals
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.stages.decisions import decisions_table, located
@@ -49,6 +49,8 @@ class RulesTask:
 
     workdir: str
     rules: tuple[Rule, ...]
+    masks: dict[str, int]
+    """Domain -> which rules hold for it, one bit a rule."""
     slice_rows: int
     documents: dict[int, str]
     """Part -> content hash of its documents."""
@@ -57,34 +59,41 @@ class RulesTask:
 
 def signals_schema() -> pa.Schema:
     """Return the schema of the signals table: ``doc_id`` and one column per signal."""
-    fields = [pa.field("doc_id", pa.int64(), nullable=False)]
-    fields += [pa.field(s.name, pa.from_numpy_dtype(np.dtype(s.dtype)), nullable=True) for s in SIGNALS]
-    return pa.schema(fields)
+    return pa.schema([pa.field("doc_id", pa.int64(), nullable=False), *signal_schema()])
 
 
-def recipe_rules(recipe: Recipe) -> tuple[Rule, ...]:
-    """Return the rules of the recipe's presets, in order.
+def recipe_rules(recipe: Recipe) -> tuple[tuple[Rule, ...], dict[str, int]]:
+    """Return the rules of all presets that a recipe names, and which of them hold for each domain.
+
+    Returns: (rules in order, domain -> bit mask over the rules).
 
     Raises:
-        ConfigError: an unknown preset or signal.
+        ConfigError: no rules section, an unknown preset or signal.
     """
-    names: Sequence[str] = recipe.rules.presets if recipe.rules else ()
-    return tuple(rule for name in names for rule in load_preset(name).rules)
+    section = recipe.rules
+    if section is None:
+        raise ConfigError("the recipe has no rules section; `rules: {presets: [gopher]}` is enough")
+    wanted = {i.domain: section.by_domain.get(i.domain, section.presets) for i in recipe.inputs}
+    names = list(dict.fromkeys([*section.presets, *(n for presets in section.by_domain.values() for n in presets)]))
+    rules = load_rules(names)
+    owner = [name for name in names for _ in load_preset(name).rules]
+    masks = {d: sum(1 << i for i, name in enumerate(owner) if name in presets) for d, presets in wanted.items()}
+    return rules, dict(sorted(masks.items()))
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
     """Compute signals where they are missing and decide every document."""
     started = time.monotonic()
     recipe = run_.recipe
-    rules = recipe_rules(recipe)
+    rules, masks = recipe_rules(recipe)
     ingest = need_stage(recipe.workdir, "ingest")
-    recipe_slice = {"rules": [_plain(rule) for rule in rules]}
+    recipe_slice = {"rules": [rule._asdict() | {"langs": list(rule.langs)} for rule in rules], "masks": masks}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, {"ingest": ingest.content_hash})
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
     task = RulesTask(
-        recipe.workdir, rules, run_.slice_rows, ingest.part_hashes("documents"), fingerprint_of(recipe_slice)
+        recipe.workdir, rules, masks, run_.slice_rows, ingest.part_hashes("documents"), fingerprint_of(recipe_slice)
     )
     work = functools.partial(rules_part, task)
     results = run_part_tasks(run_.spark, sorted(task.documents), work, run_.report_progress(NAME))
@@ -99,7 +108,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         parts=part_entries("signals", results, "signals") + part_entries("decisions", results, "decisions"),
         counts=counts,
         facts={
-            "rule_names": [rule.full_name for rule in rules],
+            "rule_names": [rule.name for rule in rules],
             "cut_by_rule": _sum_lists(results, "cut_by_rule"),
             "cut_by_rule_alone": _sum_lists(results, "cut_by_rule_alone"),
         },
@@ -139,14 +148,14 @@ def _compute_signals(task: RulesTask, part: int) -> pa.Table:
 
 def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
     table = part_files.read_part(task.workdir, NAME, "signals", part)
-    columns = {name: table.column(name).to_numpy() for name in table.column_names}
-    made = decide(columns, task.rules)
-    names = np.array([rule.full_name for rule in task.rules] + [None], dtype=object)
-    reasons = pa.array(names[made.first_rule], type=pa.string())
     documents = part_files.read_part(task.workdir, "ingest", "documents", part, list(TALLY_COLUMNS))
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    bits = decide(columns, task.rules, documents.column("lang").to_pylist()).rule_bits
+    bits &= np.array([task.masks[d] for d in documents.column("domain").to_pylist()], dtype=np.int64)
+    first = [(b & -b).bit_length() - 1 for b in bits.tolist()]
+    reasons = pa.array([f"{NAME}.{task.rules[i].name}" if i >= 0 else None for i in first], pa.string())
     entered = np.ones(table.num_rows, dtype=bool)
-    decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=made.rule_bits)
-    bits = made.rule_bits
+    decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=bits)
     result = {
         "counts": tally(documents, None, reasons),
         "cut_by_rule": [int(((bits >> i) & 1).sum()) for i in range(len(task.rules))],
@@ -157,7 +166,3 @@ def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
 
 def _sum_lists(results: list[dict[str, Any]], key: str) -> list[int]:
     return [sum(column) for column in zip(*(r[key] for r in results), strict=True)]
-
-
-def _plain(rule: Rule) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(rule).items()}

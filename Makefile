@@ -1,0 +1,75 @@
+# Every target of the project; `make` alone lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/demo.yaml
+MARKS ?= not slow and not gpu
+STAGES := ingest rules dedup_documents tokenize mix pack train
+STAMP := $(VENV)/.refinery-stamp
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+HAVE_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -n 1)
+
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check format bench schemas dist clean run status report $(STAGES)
+
+help: ## list the targets
+	@grep -hE '^[a-z_ $$()A-Z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-28s %s\n", $$1, $$2}'
+	@echo "  one target per stage         $(STAGES)   (RECIPE=$(RECIPE))"
+
+setup: $(STAMP) ## make .venv and install the tested versions
+
+# torch comes first: with a GPU the default build, without one the CPU build (its local version sorts above the
+# default one, and where that index is out of reach pip goes on without it).
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; make setup PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes; log in $(VENV)/setup.log)"
+	@set -o pipefail; { \
+	  $(BIN)/python -m pip install -q --upgrade pip && \
+	  $(BIN)/python -m pip install -q -c constraints.txt $(if $(HAVE_GPU),,--retries 1 --extra-index-url $(TORCH_INDEX)) "torch" && \
+	  $(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"; \
+	} > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
+	@touch $@
+
+demo: setup ## the whole way from text to a trained model, on text that Python carries
+	$(BIN)/refinery run recipes/demo.yaml
+
+run: setup ## run RECIPE
+	$(BIN)/refinery run $(RECIPE)
+
+$(STAGES): setup
+	$(BIN)/refinery $@ $(RECIPE)
+
+status: setup ## what of RECIPE stands
+	$(BIN)/refinery status $(RECIPE)
+
+report: setup ## write the HTML report of RECIPE
+	$(BIN)/refinery report $(RECIPE)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -m "$(MARKS)"
+
+check: setup ## lint and type-check
+	$(BIN)/ruff check refinery jobs tests benchmarks
+	$(BIN)/ruff format --check refinery/stages refinery/contracts refinery/cli.py refinery/recipe.py
+	$(BIN)/mypy
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix refinery jobs tests benchmarks
+	$(BIN)/ruff format refinery jobs tests benchmarks
+
+bench: setup ## measure: MB/s per core by stage, kernels, growth
+	$(BIN)/python benchmarks/pipeline.py
+
+schemas: setup ## write schemas/ from the code
+	$(BIN)/python -m refinery.contracts.export schemas
+
+dist: setup ## build the wheel and the zip that spark-submit ships
+	rm -rf dist build && $(BIN)/python -m pip wheel -q --no-deps -w dist . && cp dist/refinery-*.whl dist/refinery.zip
+	@ls -l dist
+
+clean: ## remove compiled kernels and caches; runs and .venv stay
+	find refinery tests benchmarks -name '*.nb[ic]' -delete
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

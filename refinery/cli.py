@@ -1,0 +1,263 @@
+"""The command line: parse, call, show. No logic of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from refinery.contracts.manifest import StageManifest
+from refinery.errors import ConfigError, RefineryError, exit_code_of
+from refinery.recipe import Recipe, load_recipe
+from refinery.stages.pipeline import STAGES, run_recipe, selected_stages, stage_status
+from refinery.stages.workspace import Run
+
+app = typer.Typer(
+    name="refinery",
+    help="From raw text to packed token shards to a trained model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+export_app = typer.Typer(help="Write shards in the layout of another trainer.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")]
+
+
+def main() -> None:
+    """Run the command line; errors that are meant become one line and their exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app(standalone_mode=True)
+    except RefineryError as error:
+        _fail(f"{type(error).__name__}: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:
+        code = exit_code_of(error)
+        if code == 1 or os.environ.get("REFINERY_TRACEBACK"):
+            raise
+        _fail(_worker_message(str(error)), code)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(message.rstrip() + "\n")
+    sys.exit(code)
+
+
+def _worker_message(text: str) -> str:
+    """Return the line of a worker's traceback that names our error."""
+    lines = [line for line in text.splitlines() if re.match(r"refinery\.errors\.\w+: ", line)]
+    return lines[-1].removeprefix("refinery.errors.") if lines else text
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    first: Annotated[str | None, typer.Option("--from", help="first stage to run")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="last stage to run")] = None,
+    force: Annotated[list[str] | None, typer.Option(help="stage to redo although it is up to date")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and run nothing")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Run a recipe: every stage that is not up to date, then the report."""
+    loaded = load_recipe(recipe)
+    stages = selected_stages(loaded, first, last)
+    if dry_run:
+        rows = [r for r in stage_status(loaded) if r["stage"] in stages]
+        _show(rows, json_, "\n".join(f"{r['stage']}: {'complete' if r['complete'] else 'to do'}" for r in rows))
+        return
+    done = _run_stages(loaded, stages, force or [], quiet=json_)
+    page = _write_report(loaded)
+    results = [{"stage": name, "content_hash": m.content_hash} for name, m in done.items()]
+    if json_:
+        _show({"stages": results, "report": page}, True, "")
+    else:
+        _closing_lines(loaded, recipe, page)
+
+
+def _run_stages(recipe: Recipe, stages: list[str], force: list[str], *, quiet: bool) -> dict[str, StageManifest]:
+    with _progress(quiet=quiet) as (progress, told):
+        return run_recipe(Run(recipe, progress=progress), stages=stages, force=force, told=told)
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] | None, Callable[..., None]]]:
+    """Yield listeners: a bar on a terminal, plain lines elsewhere, nothing with --json."""
+    if quiet:
+        yield None, lambda *_: None
+        return
+    if not sys.stderr.isatty():
+        yield None, lambda *facts: sys.stderr.write(_stage_line(*facts) + "\n")
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            task = tasks.setdefault(
+                stage, bars.add_task(f"{stage} (parts)", total=total) if stage not in tasks else None
+            )
+            bars.update(task, completed=done, total=total)
+
+        yield progress, lambda *facts: bars.console.print(_stage_line(*facts), highlight=False)
+
+
+def _stage_line(name: str, manifest: StageManifest, seconds: float, fresh: bool) -> str:
+    kept = [c for c in manifest.counts if c.kind == "kept"]
+    dropped = sum(c.docs for c in manifest.counts if c.kind == "dropped")
+    docs, tokens = sum(c.docs for c in kept), sum(c.tokens for c in kept)
+    facts = [f"{docs:,} documents kept"] if kept else []
+    facts += [f"{dropped:,} dropped"] if dropped else []
+    facts += [f"{tokens:,} tokens"] if tokens else []
+    if name == "train":
+        facts = [f"{s.split('/')[0]} {loss:.3f} nats" for s, loss in manifest.facts["final_losses"].items()]
+    when = "up to date" if fresh else f"{seconds:.1f} s"
+    return f"{name:<16} {when:>10}  {', '.join(facts)}"
+
+
+def _closing_lines(recipe: Recipe, path: Path, page: str) -> None:
+    made = stage_status(recipe)
+    last = next((r for r in reversed(made) if r["complete"] and r.get("tokens_kept")), None)
+    sys.stdout.write(f"\nMade in {recipe.workdir}:\n")
+    if last:
+        sys.stdout.write(f"  {last['docs_kept']:,} documents, {last['tokens_kept']:,} tokens kept\n")
+    if any(r["stage"] == "pack" and r["complete"] for r in made):
+        sys.stdout.write(f"  shards   {recipe.workdir}/pack/shards/manifest.json\n")
+    if any(r["stage"] == "train" and r["complete"] for r in made):
+        sys.stdout.write(f"  model    {recipe.workdir}/train\n")
+    sys.stdout.write(f"  report   {page}  (open it in a browser)\n\nTry next:\n")
+    sys.stdout.write(f"  refinery status {path}        what stands\n")
+    sys.stdout.write(f"  refinery explain {path} KEY   why a document stayed or went (keys are in the report)\n")
+    sys.stdout.write(f"  change a threshold in {path} and run it again: only what depends on it is redone\n")
+
+
+def _stage_command(name: str) -> Callable[..., None]:
+    def command(
+        recipe: RecipePath,
+        force: Annotated[bool, typer.Option("--force", help="redo it although it is up to date")] = False,
+        json_: AsJson = False,
+    ) -> None:
+        done = _run_stages(load_recipe(recipe), [name], [name] if force else [], quiet=json_)
+        if json_:
+            _show({"stage": name, "content_hash": done[name].content_hash}, True, "")
+
+    command.__doc__ = f"Run the stage {name} of a recipe."
+    return command
+
+
+for _name in STAGES:
+    app.command(_name)(_stage_command(_name))
+
+
+@app.command()
+def status(recipe: RecipePath, json_: AsJson = False) -> None:
+    """Show which stages of a recipe stand, and their totals."""
+    rows = stage_status(load_recipe(recipe))
+    lines = []
+    for row in rows:
+        if not row["complete"]:
+            lines.append(f"{row['stage']:<16} to do")
+            continue
+        lines.append(
+            f"{row['stage']:<16} complete  kept {row['docs_kept']:>10,} docs {row['bytes_kept'] / 1e6:>10,.1f} MB "
+            f"{row['tokens_kept']:>12,} tokens  dropped {row['docs_dropped']:>8,}  {row['seconds']:>8.1f} s"
+        )
+    _show(rows, json_, "\n".join(lines))
+
+
+@app.command()
+def report(recipe: RecipePath, json_: AsJson = False) -> None:
+    """Write the HTML report of a run, whatever stages stand."""
+    page = _write_report(load_recipe(recipe))
+    _show({"report": page}, json_, page)
+
+
+def _write_report(recipe: Recipe) -> str:
+    from refinery.report.page import write_report  # noqa: PLC0415
+
+    return str(write_report(recipe.workdir, recipe))
+
+
+@app.command()
+def explain(recipe: RecipePath, doc_key: str, json_: AsJson = False) -> None:
+    """Say what became of one document, stage by stage, and why."""
+    from refinery.report.explain import explain as explain_document  # noqa: PLC0415
+    from refinery.report.explain import explain_text  # noqa: PLC0415
+
+    facts = explain_document(load_recipe(recipe).workdir, doc_key)
+    _show(facts, json_, explain_text(facts))
+
+
+@app.command()
+def verify(
+    manifest: Annotated[Path, typer.Argument(help="shard manifest, or the folder that holds it")],
+    full: Annotated[bool, typer.Option("--full", help="hash every byte")] = False,
+    level: Annotated[str, typer.Option(help="start, sample, full or audit")] = "sample",
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer that will be used with the shards")] = None,
+    json_: AsJson = False,
+) -> None:
+    """Check shards against their manifest; refuse any that does not match (exit code 4)."""
+    from refinery.shards.verify import verify_dataset  # noqa: PLC0415
+
+    encode = None
+    if tokenizer is not None:
+        from refinery.tokenization.encode import open_encoder  # noqa: PLC0415
+
+        encode = lambda text: open_encoder(tokenizer).encode_text(text).tolist()  # noqa: E731
+    root = manifest.parent if manifest.name.endswith(".json") else manifest
+    found = verify_dataset(root, "full" if full else level, encode)
+    facts = {
+        "content_hash": found.content_hash,
+        "streams": {s.name: {"rows": s.rows, "tokens": s.total("tokens")} for s in found.streams},
+    }
+    rows = "\n".join(f"  {n}: {v['rows']:,} rows, {v['tokens']:,} tokens" for n, v in facts["streams"].items())  # type: ignore[attr-defined]
+    _show(facts, json_, f"intact: {found.content_hash}\n{rows}")
+
+
+@export_app.command("megatron")
+def export_megatron(manifest: Path, out: Path, json_: AsJson = False) -> None:
+    """Merge each stream into one Megatron .bin/.idx prefix and write the blend."""
+    from refinery.shards.export_megatron import export_megatron as export  # noqa: PLC0415
+    from refinery.shards.manifest import load_manifest  # noqa: PLC0415
+    from refinery.shards.plan import load_plan  # noqa: PLC0415
+
+    root = manifest.parent if manifest.name.endswith(".json") else manifest
+    data = load_manifest(root)
+    written = export(root, data, out, load_plan(root / "plan" / "main.json"))
+    _show({"out": str(out), "written": str(written)}, json_, f"written to {out}")
+
+
+@app.command()
+def doctor(json_: AsJson = False) -> None:
+    """Check this machine: Java, memory, disk, GPU, versions; say what to do about what is missing."""
+    from refinery.doctor import checks  # noqa: PLC0415
+
+    rows = checks()
+    lines = [
+        f"{'ok  ' if r['ok'] else 'LOOK'}  {r['name']:<14} {r['found']}{'' if r['ok'] else '  ->  ' + r['remedy']}"
+        for r in rows
+    ]
+    _show(rows, json_, "\n".join(lines))
+    if any(r["needed"] and not r["ok"] for r in rows):
+        raise ConfigError("this machine cannot run a recipe yet; see the lines marked LOOK")
+
+
+def _show(value: Any, as_json: bool, text: str) -> None:
+    sys.stdout.write((json.dumps(value, indent=1, ensure_ascii=False, default=str) if as_json else text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
