@@ -8,6 +8,7 @@ from refinery.errors import ConfigError
 from refinery.io.records import InputSpec
 
 _PACKED = ("max_decompressed_bytes", "max_decompression_ratio")
+_WEB = (*_PACKED, "extractor", "main_content", "mime_types", "statuses", "max_document_bytes")
 _RECORD = ("meta_fields", "text_fields", "joiner")
 
 FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -20,7 +21,9 @@ FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "text": (*_PACKED, "unit", "encoding", "max_line_bytes", "max_document_bytes"),
     "html": (*_PACKED, "extractor", "main_content", "encoding", "max_document_bytes"),
-    "warc": (*_PACKED, "extractor", "main_content", "mime_types", "statuses", "max_document_bytes"),
+    "warc": _WEB,
+    "wet": _WEB,
+    "arc": _WEB,
     "python_environment": ("collection", "max_bytes", "packages"),
 }
 """Format -> the options that it knows. `docs/data-format.md` describes each."""

@@ -39,7 +39,7 @@ def read_warc(spec: InputSpec, split: Split, storage: Mapping[str, Any] | None) 
             continue
         try:
             with open_raw(file.path, storage) as raw:
-                if re.search(r"\.arc(\.\w+)?$", file.name.lower()):
+                if spec.format == "arc" or re.search(r"\.arc(\.\w+)?$", file.name.lower()):
                     yield from _arc_documents(spec, file, raw)
                 else:
                     yield from _warc_documents(spec, file, raw)

@@ -61,6 +61,8 @@ def _reader(name: str) -> Reader:
         "text": read_text,
         "html": read_html,
         "warc": read_warc,
+        "wet": read_warc,
+        "arc": read_warc,
         "python_environment": read_python_environment,
     }
     return readers[name]

@@ -36,6 +36,8 @@ FILE_SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": (".txt", ".text", ".md", ".rst", ".zip"),
     "html": (".html", ".htm", ".xhtml"),
     "warc": (".warc", ".wet", ".arc"),
+    "wet": (".wet",),
+    "arc": (".arc",),
 }
 """What counts as input when a path names a folder; a compression suffix may follow."""
 
@@ -156,7 +158,7 @@ def _row_group_splits(
 
 def _text_bytes(spec: InputSpec, file: SplitFile) -> int:
     factor = _EXPANSION[codec_of(file.name)]
-    if spec.format == "warc" and codec_of(file.name) and ".wet" not in file.name:
+    if spec.format in ("warc", "arc") and codec_of(file.name) and ".wet" not in file.name:
         factor = _WEB_EXPANSION
     if spec.format == "parquet" or file.name.endswith(".zip"):
         factor = 3.0

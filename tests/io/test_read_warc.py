@@ -68,6 +68,17 @@ def test_records_with_text_become_documents(tmp_path: Path, name: str) -> None:
     assert bad == []
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "count"), [("wet", "a.warc.wet", 1), ("arc", "odd-name", 1), ("warc", "b.arc", 1)]
+)
+def test_wet_and_arc_are_formats_of_their_own(tmp_path: Path, form: str, name: str, count: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(RECORDS[6] if form == "wet" else arc(http(b"plain", "text/plain"), "http://site.org/plain"))
+    spec = InputSpec(source="s", domain="d", role="pool", format=form, paths=(str(path),))
+    records = [r for split in plan_splits(spec, 1 << 26) for r in read_split(spec, split)]
+    assert [type(r) for r in records] == [RawDocument] * count
+
+
 def test_mime_and_status_filters_are_options(tmp_path: Path) -> None:
     path = tmp_path / "a.warc"
     path.write_bytes(b"".join(RECORDS))
