@@ -23,7 +23,7 @@ FIRST_DUP, LAST_DUP = 5, 10
 """Orders of which the characters of repeated n-grams are counted."""
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def table_mask(entries: int) -> int:
     """Return the slot mask (a power of two less one) of a table that `entries` keys fill to at most a half."""
     size = 8
@@ -133,7 +133,7 @@ def next_order(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
 
 
 @numba.njit(cache=True, nogil=True)
-def top_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
+def top_ngram_chars(
     n: int,
     num_words: int,
     repeated: np.ndarray,
@@ -158,7 +158,7 @@ def top_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
 
 
 @numba.njit(cache=True, nogil=True)
-def dup_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
+def dup_ngram_chars(
     n: int,
     repeated: np.ndarray,
     positions: np.ndarray,
@@ -185,7 +185,7 @@ def dup_ngram_chars(  # noqa: PLR0913, PLR0917 (inner kernel)
 
 
 @numba.njit(cache=True, nogil=True)
-def ngram_repetition(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
+def ngram_repetition(
     keys: np.ndarray,
     num_words: int,
     char_ends: np.ndarray,

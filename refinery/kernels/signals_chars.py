@@ -26,7 +26,7 @@ from refinery.kernels.signals_catalog import Count
 
 
 @numba.njit(cache=True, nogil=True)
-def scan_chars(  # noqa: PLR0913 (inner kernel: caller-owned scratch)
+def scan_chars(
     data: np.ndarray,
     start: int,
     end: int,
@@ -43,7 +43,7 @@ def scan_chars(  # noqa: PLR0913 (inner kernel: caller-owned scratch)
 
     Args:
         histogram: int32 scratch over all code points, all zero before and after.
-        seen: int32 scratch, room for ``end - start`` code points.
+        seen: int32 scratch, room for ``end - start`` code points (as many as are distinct).
         row: float64 output, indexed by `Count`.
     """
     distinct, chars = 0, 0
@@ -51,12 +51,17 @@ def scan_chars(  # noqa: PLR0913 (inner kernel: caller-owned scratch)
     pending, is_open = 0, False
     i = start
     while i < end:
-        code, width = decode(data, i, end)
-        i += width
+        lead = np.int64(data[i])
+        if lead < 0x80:
+            code = lead
+            i += 1
+        else:
+            code, width = decode(data, i, end)
+            i += width
+            if histogram[code] == 0:
+                seen[distinct] = code
+                distinct += 1
         chars += 1
-        if histogram[code] == 0:
-            seen[distinct] = code
-            distinct += 1
         histogram[code] += 1
         flags = class_of(classes, code)
         if flags & TERMINAL:
@@ -77,6 +82,10 @@ def scan_chars(  # noqa: PLR0913 (inner kernel: caller-owned scratch)
             pending = 0
         if not flags & SPACE:
             is_open = True
+            while i < end and data[i] < 0x80 and classes[data[i]] & ALPHA:  # the body of an ASCII word
+                histogram[data[i]] += 1
+                chars += 1
+                i += 1
     row[Count.BYTES] = end - start
     row[Count.CHARS] = chars
     row[Count.SENTENCES] = sentences + 1 if is_open else sentences
@@ -86,6 +95,10 @@ def scan_chars(  # noqa: PLR0913 (inner kernel: caller-owned scratch)
     row[Count.NEWLINES] = histogram[0x0A]
     row[Count.CHARS_WITHOUT_NEWLINES] = chars - histogram[0x0A]
     row[Count.STOP_ZH] = 1 if histogram[0xB7] > 0 else 0  # the one symbol in the list
+    for code in range(0x80):  # ASCII is not tracked one by one: a fixed sweep costs less than a test per character
+        if histogram[code]:
+            seen[distinct] = code
+            distinct += 1
     _sum_histogram(classes, histogram, seen[:distinct], chars, row)
 
 

@@ -45,7 +45,7 @@ def strip_span(data: np.ndarray, start: int, end: int, classes: np.ndarray) -> t
     return start, end
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def _is_c4_end(code: int) -> bool:
     """Whether C4 lets a line end here: . ? ! or a straight quote."""
     return code == 0x2E or code == 0x3F or code == 0x21 or code == 0x22 or code == 0x27  # noqa: PLR1714

@@ -26,8 +26,6 @@ from refinery.errors import SchemaError
 from refinery.kernels.char_classes import IDEOGRAPHIC, MARK, SPACE, WORD, class_of, class_table, decode
 from refinery.kernels.text import TextViews
 
-_NOTHING, _RUN, _IDEOGRAPH = 0, 1, 2
-
 
 class WordSpans(NamedTuple):
     """Words of a batch; W words over D documents."""
@@ -83,7 +81,7 @@ def boundary_flags(views: TextViews, boundaries: np.ndarray | None) -> np.ndarra
     return flags
 
 
-@numba.njit(cache=True, inline="always")
+@numba.njit(cache=True)
 def _is_apostrophe(code: int) -> bool:
     return code == 0x27 or code == 0x2019  # noqa: PLR1714 (a set would be built per call)
 
@@ -108,52 +106,48 @@ def split_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned output ar
     """
     segmented = len(boundaries) > 0
     words, symbols = 0, 0
-    state = _NOTHING
     last_symbol = -1
-    chars, kind = 0, 0
     i = start
     while i < end:
         code, width = decode(data, i, end)
         flags = class_of(classes, code)
-        if flags & WORD:
-            if flags & IDEOGRAPHIC:
-                joins = state == _IDEOGRAPH and segmented and boundaries[i] == 0
-                kind_of_run = _IDEOGRAPH
-            else:
-                joins = state == _RUN or (state == _IDEOGRAPH and flags & WORD == MARK)
-                kind_of_run = state if joins else _RUN
-            if not joins:
-                if state != _NOTHING:
-                    ends[words], num_chars[words], kinds[words] = i - start, chars, kind
-                    words += 1
-                starts[words] = i - start
-                chars, kind = 0, 0
-            state = kind_of_run
-            chars += 1
-            kind |= flags & 0xFF
-            last_symbol = -1
+        if not flags & WORD:
+            if flags & SPACE:
+                last_symbol = -1
+            elif code != last_symbol:
+                symbols += 1
+                last_symbol = code
             i += width
             continue
-        if state == _RUN and _is_apostrophe(code) and i + width < end:
-            following, _ = decode(data, i + width, end)
-            flags_after = class_of(classes, following)
-            if flags_after & WORD and not flags_after & IDEOGRAPHIC:
-                chars += 1
-                i += width
-                continue
-        if state != _NOTHING:
-            ends[words], num_chars[words], kinds[words] = i - start, chars, kind
-            words += 1
-            state = _NOTHING
-        if flags & SPACE:
-            last_symbol = -1
-        elif code != last_symbol:
-            symbols += 1
-            last_symbol = code
-        i += width
-    if state != _NOTHING:
-        ends[words], num_chars[words], kinds[words] = end - start, chars, kind
+        starts[words] = i - start
+        ideographic = flags & IDEOGRAPHIC != 0
+        chars, kind = 0, 0
+        joins = True
+        while joins:
+            chars += 1
+            kind |= flags
+            i += width
+            if not ideographic:
+                while i < end and data[i] < 0x80 and classes[data[i]] & WORD:  # the body of an ASCII word
+                    kind |= np.int64(classes[data[i]])
+                    chars += 1
+                    i += 1
+            if i >= end:
+                break
+            code, width = decode(data, i, end)
+            flags = class_of(classes, code)
+            if ideographic:
+                joins = flags & WORD == MARK or (segmented and flags & IDEOGRAPHIC != 0 and boundaries[i] == 0)
+            else:
+                if _is_apostrophe(code) and i + width < end:
+                    following, _ = decode(data, i + width, end)
+                    flags = class_of(classes, following)  # joins if a letter does; its flags count anyway
+                joins = flags & WORD != 0 and flags & IDEOGRAPHIC == 0
+        ends[words] = i - start
+        num_chars[words] = chars
+        kinds[words] = kind & 0xFF
         words += 1
+        last_symbol = -1
     return words, symbols
 
 
