@@ -1,0 +1,345 @@
+"""fastText classifiers: preparation of text, training, the model file with its card, scoring.
+
+**Preparation** (`preparation`) is part of a model: the card beside the file records its name and version, and
+`open_classifier` refuses a model whose card says another version than this code.
+
+**Determinism.** fastText trains with one thread and a seed; lines are first put into the order of their hashes, so the
+model does not depend on the order in which they come. Same lines, same build, same CPU type: same file.
+
+Prediction goes through the library's C++ object: its Python ``predict(str)`` fails under numpy 2, and builds arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError
+from refinery.kernels.preparation import PREPARATIONS, check_preparation, iterate_lines, prepare
+from refinery.kernels.shingles import table_digest
+from refinery.kernels.text import TextViews
+
+CARD_VERSION = 1
+LABEL_PREFIX = "__label__"
+EMPTY_SCORE = 0.0
+"""Score of a document without tokens: nothing speaks for it."""
+
+_MAGIC, _NEWEST_FORMAT = 793712314, 12  # first two int32 of a model file
+_NUM_SORT_FILES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """Settings of one supervised training; names as in fastText where it has them.
+
+    Defaults follow DCLM (lr 0.1, epoch 5, word pairs, min_count 1) with 64 dimensions and 200,000 pair buckets instead
+    of 100 and 2,000,000: 51 MB and not 800 MB, enough for up to some 100,000 training documents.
+    """
+
+    dim: int = 64
+    epoch: int = 5
+    lr: float = 0.1
+    word_ngrams: int = 2
+    bucket: int = 200_000
+    min_count: int = 1
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What must be known to use a model file; stored beside it as ``FILE.json``."""
+
+    card_version: int
+    sha256: str
+    num_bytes: int
+    preparation: str
+    preparation_version: int
+    unicode_digest: str
+    """Of the character table that ``words`` reads; it changes with the Unicode version of Python."""
+    num_lines: dict[str, int]
+    """Label -> training lines; its keys are the labels."""
+    settings: dict[str, float]
+
+
+class Classifier(NamedTuple):
+    """An open model; opened once per task, never pickled."""
+
+    model: Any
+    """The library's C++ object: ``predict(text, k, threshold, on_unicode_error)``."""
+    labels: tuple[str, ...]
+    positive_label: str
+    preparation: str
+    sha256: str
+
+
+def train_classifier(
+    lines: Iterable[tuple[str, bytes]],
+    out_path: Path,
+    settings: TrainSettings | None = None,
+    preparation: str = "words",
+) -> ModelCard:
+    """Train a supervised model and write it with its card; both appear by rename, the card last.
+
+    Args:
+        lines: (label, prepared line); any order, any length: they pass through files beside `out_path`.
+        out_path: the model file; the card is ``out_path`` + ``.json``.
+        settings: see `TrainSettings`.
+        preparation: how the lines were prepared.
+    Returns: the card.
+
+    Raises:
+        ConfigError: settings out of bounds, or no fastText that can train.
+        DataError: fewer than two labels have lines.
+        SchemaError: a label holds white space, or a line a line feed.
+    """
+    settings = settings or TrainSettings()
+    _check_settings(settings)
+    check_preparation(preparation)
+    library = fasttext_library()
+    with tempfile.TemporaryDirectory(prefix=f".{out_path.name}.", dir=out_path.parent) as folder:
+        train_file, model_file = Path(folder, "lines.txt"), Path(folder, "model.bin")
+        num_lines = _write_in_hash_order(lines, Path(folder), train_file)
+        if len(num_lines) < 2:
+            raise DataError(
+                f"training needs two labels with text, found {num_lines or 'none'}; "
+                "name positives and negatives that keep documents after the rules"
+            )
+        _train(library, train_file, settings).save_model(str(model_file))
+        card = ModelCard(
+            card_version=CARD_VERSION,
+            sha256=_sha256_of(model_file),
+            num_bytes=model_file.stat().st_size,
+            preparation=preparation,
+            preparation_version=PREPARATIONS[preparation],
+            unicode_digest=table_digest("words"),
+            num_lines=num_lines,
+            settings=dataclasses.asdict(settings),
+        )
+        card_file = Path(folder, "card.json")
+        card_file.write_text(json.dumps(dataclasses.asdict(card), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _card_path(out_path).unlink(missing_ok=True)  # never an old card beside a new model
+        for source, target in ((model_file, out_path), (card_file, _card_path(out_path))):
+            with source.open("rb") as written:
+                os.fsync(written.fileno())
+            source.replace(target)
+    return card
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read the card of a model file.
+
+    Raises:
+        ConfigError: there is no card.
+        IntegrityError: the card cannot be read or is of another version.
+    """
+    card_path = _card_path(path)
+    if not card_path.is_file():
+        raise ConfigError(
+            f"{path} has no card {card_path.name}; train it with this pipeline, "
+            "or declare label and preparation of a third-party model"
+        )
+    try:
+        card = ModelCard(**json.loads(card_path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{card_path} is not a model card ({error}); train the model again") from error
+    if card.card_version != CARD_VERSION:
+        raise IntegrityError(
+            f"{card_path} has card_version {card.card_version}, this code reads {CARD_VERSION}; retrain"
+        )
+    return card
+
+
+def open_classifier(path: Path, positive_label: str) -> Classifier:
+    """Open a model that `train_classifier` wrote.
+
+    Raises:
+        ConfigError: the file or its card is missing, or it has no such label.
+        IntegrityError: the file is damaged, or was trained on text prepared in another way.
+    """
+    card = read_card(path)
+    current = PREPARATIONS.get(card.preparation)
+    if current != card.preparation_version:
+        raise IntegrityError(
+            f"{path} was trained on preparation {card.preparation!r} version {card.preparation_version}, "
+            f"this code has {current}; train it again"
+        )
+    if card.preparation == "words" and card.unicode_digest != table_digest("words"):
+        raise IntegrityError(
+            f"{path} was trained under another Unicode version (character table {card.unicode_digest}, here "
+            f"{table_digest('words')}); train it again with this Python"
+        )
+    return open_external_classifier(path, positive_label, card.preparation, card.sha256)
+
+
+def open_external_classifier(
+    path: Path, positive_label: str, preparation: str = "one_line", sha256: str | None = None
+) -> Classifier:
+    """Open any fastText ``.bin`` or ``.ftz``: DCLM, RedPajama, FineWeb-Edu-style classifiers.
+
+    Args:
+        path: the model file.
+        positive_label: the label whose probability is the score, with or without ``__label__``.
+        preparation: how its training text was prepared, a name of `PREPARATIONS`.
+        sha256: expected hash of the file; None accepts any.
+
+    Raises:
+        ConfigError: the file, the label, the preparation or fastText is missing.
+        IntegrityError: not a fastText model, or another file than the hash says.
+    """
+    check_preparation(preparation)
+    model, found = load_model(path, sha256)
+    labels = tuple(label.removeprefix(LABEL_PREFIX) for label in model.getLabels("strict")[0])
+    wanted = positive_label.removeprefix(LABEL_PREFIX)
+    if wanted not in labels:
+        raise ConfigError(f"{path} has no label {wanted!r}; it has {', '.join(labels[:20])}")
+    return Classifier(model, labels, wanted, preparation, found)
+
+
+def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
+    """Return the probability of the positive label for prepared lines.
+
+    Args:
+        classifier: an open model.
+        lines: D lines from `prepare` with the classifier's preparation.
+    Returns: float32, shape (D,), in [0, 1]; `EMPTY_SCORE` for an empty line. The library adds 1e-5 to every
+        probability; published thresholds contain that, so it stays.
+    """
+    scores_D = np.full(lines.num_docs, EMPTY_SCORE, dtype=np.float32)
+    predict, wanted = classifier.model.predict, LABEL_PREFIX + classifier.positive_label
+    num_labels = len(classifier.labels)
+    for index, line in iterate_lines(lines):
+        for probability, label in predict(line, num_labels, 0.0, "strict"):
+            if label == wanted:
+                scores_D[index] = probability
+                break
+    return np.clip(scores_D, 0.0, 1.0)
+
+
+def score_documents(classifier: Classifier, views: TextViews) -> np.ndarray:
+    """Prepare and score documents: float32, shape (D,). See `score`."""
+    return score(classifier, prepare(views, classifier.preparation))
+
+
+def fasttext_library() -> Any:
+    """Return the ``fasttext`` module after checking that it can train.
+
+    Raises:
+        ConfigError: it is missing, or a predict-only package has taken its place.
+    """
+    remedy = "pip install fasttext (needs a C++ compiler) or fasttext-numpy2-wheel"
+    try:
+        import fasttext  # noqa: PLC0415 (one optional dependency, named in the error)
+    except ImportError as error:
+        raise ConfigError(f"fastText is not installed ({error}); {remedy}") from error
+    if not hasattr(fasttext, "train_supervised"):
+        raise ConfigError(
+            f"the module fasttext at {fasttext.__file__} cannot train: fasttext-predict overwrote it; "
+            f"uninstall both, then {remedy}"
+        )
+    return fasttext
+
+
+def load_model(path: Path, sha256: str | None = None) -> tuple[Any, str]:
+    """Load a model file without the Python wrapper (which warns on stderr); return the C++ object and its sha256.
+
+    Raises:
+        ConfigError: no such file, or no fastText.
+        IntegrityError: not a fastText model, or another file than `sha256` says.
+    """
+    fasttext_library()
+    import fasttext_pybind  # noqa: PLC0415 (part of fasttext)
+
+    if not path.is_file():
+        raise ConfigError(f"fastText model {path} does not exist; correct the path")
+    found = _sha256_of(path)
+    if sha256 is not None and found != sha256:
+        raise IntegrityError(f"{path} has sha256 {found}, expected {sha256}; copy or train the model again")
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(8).ljust(8, b"\0"), dtype="<i4").tolist()
+    if header[0] != _MAGIC or not 0 < header[1] <= _NEWEST_FORMAT:
+        raise IntegrityError(
+            f"{path} is not a fastText model of format 1..{_NEWEST_FORMAT} (header {header}); "
+            "download or train it again"
+        )
+    model = fasttext_pybind.fasttext()
+    try:
+        model.loadModel(str(path))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise IntegrityError(f"{path} cannot be loaded ({error}); download or train it again") from error
+    return model, found
+
+
+def _train(library: Any, train_file: Path, settings: TrainSettings) -> Any:
+    return library.train_supervised(
+        input=str(train_file),
+        dim=settings.dim,
+        epoch=settings.epoch,
+        lr=settings.lr,
+        wordNgrams=settings.word_ngrams,
+        bucket=settings.bucket,
+        minCount=settings.min_count,
+        seed=settings.seed,
+        minn=0,
+        maxn=0,
+        thread=1,
+        verbose=0,
+    )
+
+
+def _write_in_hash_order(lines: Iterable[tuple[str, bytes]], folder: Path, out: Path) -> dict[str, int]:
+    """Write labelled lines sorted by hash: a radix pass to 64 files, then one file at a time in memory."""
+    num_lines: dict[str, int] = {}
+    parts = [folder / f"sort-{k:02d}" for k in range(_NUM_SORT_FILES)]
+    with ExitStack() as stack:
+        files = [stack.enter_context(part.open("wb")) for part in parts]
+        for label, line in lines:
+            if not label or label.split() != [label]:
+                raise SchemaError(f"label {label!r} is empty or holds white space; use one word")
+            if b"\n" in line:
+                raise SchemaError(f"a line of label {label!r} holds a line feed; pass text through prepare()")
+            if not line:
+                continue
+            num_lines[label] = num_lines.get(label, 0) + 1
+            row = b"%b%b %b\n" % (LABEL_PREFIX.encode(), label.encode(), line)
+            files[hashlib.sha256(row).digest()[0] * _NUM_SORT_FILES // 256].write(row)
+    with out.open("wb") as target:
+        for part in parts:
+            rows = part.read_bytes().split(b"\n")[:-1]
+            rows.sort(key=lambda row: hashlib.sha256(row + b"\n").digest())
+            target.writelines(row + b"\n" for row in rows)
+            part.unlink()
+    return dict(sorted(num_lines.items()))
+
+
+def _card_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_settings(settings: TrainSettings) -> None:
+    bounds = {
+        "dim": (1, 2048),
+        "epoch": (1, 1000),
+        "word_ngrams": (1, 10),
+        "bucket": (1, 2**31 - 1),
+        "min_count": (1, 2**31 - 1),
+    }
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ConfigError(f"classifier setting {name} is {value}, outside {low}..{high}")
+    if not 0 < settings.lr <= 10:
+        raise ConfigError(f"classifier setting lr is {settings.lr}, outside (0, 10]; 0.1 to 1 are usual")
