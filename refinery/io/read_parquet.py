@@ -36,7 +36,7 @@ def read_parquet(spec: InputSpec, split: Split, storage: Mapping[str, Any] | Non
             try:
                 table = pq.ParquetFile(raw)
                 columns = _columns(spec, table.schema_arrow, file.name)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 yield BadRecord(file.name, 0, "bad_parquet", _short(error))
                 continue
             last = split.end if split.unit == "row_groups" else table.num_row_groups
@@ -60,7 +60,7 @@ def _documents_of_group(
                         record[name], charset = decode_line(record[name])
                 yield document_from_record(spec, record, path, row, charset)
                 row += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         yield BadRecord(path, row, "bad_parquet", f"row group {group}: {_short(error)}")
 
 

@@ -121,7 +121,7 @@ def _zip_documents(
     with open_raw(file.path, storage) as raw:
         try:
             archive = zipfile.ZipFile(raw)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             yield BadRecord(file.name, 0, "bad_zip", str(error))
             return
         total = 0
@@ -137,5 +137,5 @@ def _zip_documents(
             try:
                 with archive.open(member) as stream:
                     yield from _documents(spec, name, read_chunks(cast(BinaryIO, stream), None, limits))
-            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
                 yield BadRecord(name, 0, "bad_zip", str(error)[:120])

@@ -136,14 +136,9 @@ def _row_group_splits(
     try:
         with open_raw(file.path, storage) as raw:
             meta = pq.read_metadata(raw)
-    except (pa.ArrowException, OSError):
+        sizes = _row_group_bytes(meta, set(spec.options.get("text_fields") or [spec.text_field]))
+    except (pa.ArrowException, OSError, ValueError):  # ValueError: a damaged footer with names that are no UTF-8
         return []
-    wanted = set(spec.options.get("text_fields") or [spec.text_field])
-    sizes = []
-    for g in range(meta.num_row_groups):
-        group = meta.row_group(g)
-        columns = [group.column(c) for c in range(group.num_columns)]
-        sizes.append(sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in wanted))
     splits: list[Split] = []
     start, held = 0, 0
     for g, size in enumerate(sizes):
@@ -154,6 +149,17 @@ def _row_group_splits(
     if sizes:
         splits.append(Split((file,), "row_groups", start, len(sizes), estimated_bytes=held))
     return splits
+
+
+def _row_group_bytes(meta: pq.FileMetaData, fields: set[str]) -> list[int]:
+    """Return the uncompressed bytes of the text columns, by row group."""
+    tops = {name.partition(".")[0] for name in fields}
+    sizes = []
+    for g in range(meta.num_row_groups):
+        group = meta.row_group(g)
+        columns = [group.column(c) for c in range(group.num_columns)]
+        sizes.append(sum(c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] in tops))
+    return sizes
 
 
 def _text_bytes(spec: InputSpec, file: SplitFile) -> int:

@@ -57,6 +57,8 @@ def test_broken_files_are_bad_records(tmp_path: Path, part_bytes: int) -> None:
     )
     data = good.read_bytes()
     (tmp_path / "cut.parquet").write_bytes(data[: len(data) // 2])
+    footer = data.rindex(b"text")
+    (tmp_path / "name.parquet").write_bytes(data[:footer] + b"te\xd6t" + data[footer + 4 :])
     (tmp_path / "not.parquet").write_bytes(b"hello")
     damaged = bytearray(data)
     damaged[30:60] = b"\xff" * 30  # the page header of the first row group

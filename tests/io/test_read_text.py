@@ -119,6 +119,8 @@ def test_bad_zips(tmp_path: Path) -> None:
         archive.writestr("fine.txt", "fine")
     documents, bad = read(path)
     assert ([d.text for d in documents], [b.reason for b in bad]) == (["fine"], ["decompression_bomb"])
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\xa0"))
+    assert [b.reason for b in read(path)[1]] == ["bad_zip"]  # needs a version of zip that there is not
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "abcdefgh" * 10)
         archive.writestr("b.txt", "good")
