@@ -47,8 +47,8 @@ def export_megatron(root: Path, manifest: ShardManifest, out: Path, plan: MixPla
     vocab_size = manifest.tokenizer.vocab_size
     if UINT16_VOCAB_BOUND <= vocab_size <= _MEGATRON_UINT16_MAX_VOCAB:
         raise ConfigError(
-            f"vocab_size {vocab_size} lies in {UINT16_VOCAB_BOUND}..{_MEGATRON_UINT16_MAX_VOCAB}: there Megatron writes "
-            "int32, but its fast path reads uint16; pad the vocabulary beyond, or pack with a smaller one"
+            f"vocab_size {vocab_size} lies in {UINT16_VOCAB_BOUND}..{_MEGATRON_UINT16_MAX_VOCAB}: Megatron writes "
+            "int32 there, but its fast path reads uint16; pad the vocabulary beyond, or pack with a smaller one"
         )
     if plan is not None:
         check_plan(plan, manifest)

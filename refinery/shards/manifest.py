@@ -12,6 +12,7 @@ No floats inside the hashed part: their text form is not one thing in all langua
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -307,15 +308,20 @@ def load_manifest(path: Path) -> ShardManifest:
     Raises: IntegrityError: missing, not JSON, or refused by `from_json`.
     """
     path = path / MANIFEST_NAME if path.is_dir() else path
+    collecting = gc.isenabled()
+    gc.disable()  # a manifest is a tree of small objects: collection doubles the time of 10,000 parts and frees nothing
     try:
         document = orjson.loads(path.read_bytes())
+        if not isinstance(document, dict):
+            raise IntegrityError(f"{path}: a JSON object is needed, not {type(document).__name__}")
+        return from_json(document, str(path))
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: no manifest: the data set was never finished; run pack again") from error
     except ValueError as error:
         raise IntegrityError(f"{path}: not JSON ({error}): restore it or pack again") from error
-    if not isinstance(document, dict):
-        raise IntegrityError(f"{path}: a JSON object is needed, not {type(document).__name__}")
-    return from_json(document, str(path))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def manifest_bytes(manifest: ShardManifest) -> bytes:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -82,3 +83,45 @@ def test_megatron_core_reads_the_export(shared_dataset, tmp_path):
     for stream in manifest.streams:
         dataset = indexed.IndexedDataset(str(export.prefixes[stream.name]))
         assert [tuple(dataset[i].tolist()) for i in range(len(dataset))] == read_pair(export.prefixes[stream.name])
+
+
+class _Tokenizer:
+    """The little that GPTDataset asks of a tokenizer."""
+
+    eod = pad = bos = datasets.EOS
+    vocab_size = datasets.VOCAB
+    unique_identifiers = {"class": "test"}  # noqa: RUF012 - read by megatron-core as it is
+
+
+@pytest.mark.parametrize("extra_token", [True, False])
+def test_megatron_core_trains_on_intact_rows_in_the_exact_blend(shared_dataset, tmp_path, extra_token):
+    gpt = pytest.importorskip("megatron.core.datasets.gpt_dataset", reason="megatron-core is not installed")
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: PLC0415
+    from torch import distributed  # noqa: PLC0415
+
+    root, manifest = shared_dataset
+    plan = first_plan(manifest, 3, [(100, SHARES)])
+    export = export_megatron(root, manifest, tmp_path / "export", plan)
+    words = export.blends[0].read_text().split()
+    config = gpt.GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=datasets.L,
+        blend=(words[1::2], [float(weight) for weight in words[::2]]),
+        split="1,0,0",
+        path_to_cache=str(tmp_path / "cache"),
+        tokenizer=_Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        add_extra_token_to_sequence=extra_token,
+    )
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        train = BlendedMegatronDatasetBuilder(gpt.GPTDataset, [100, 0, 0], lambda: True, config).build()[0]
+        rows = [tuple(train[i]["tokens"].tolist()) for i in range(100)]
+    finally:
+        distributed.destroy_process_group()
+    stream_of = {row: name for name, prefix in export.prefixes.items() for row in read_pair(prefix)}
+    drawn = Counter(stream_of[row] for row in rows)
+    for name, weight in plan.stages[0].weights:
+        assert abs(drawn[name] - 100 * weight / 2**20) < 1

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +181,13 @@ def test_prefetcher_over_endless_requests_can_be_closed():
     assert not ahead._thread.is_alive()
     with pytest.raises(ConfigError):
         Prefetcher(lambda k: k, [], ahead=0)
+
+
+def test_reading_needs_neither_torch_nor_spark_nor_pyarrow():
+    code = (
+        "import sys\n"
+        "import refinery.shards.reader, refinery.shards.prefetch\n"
+        "sys.exit(bool({'torch', 'pyspark', 'pyarrow', 'pandas'} & set(sys.modules)))\n"
+    )
+    root = str(Path(__file__).parent.parent.parent)
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
