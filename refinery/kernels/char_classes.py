@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from typing import Any
 
 import numba
 import numpy as np
@@ -122,14 +123,14 @@ def _category_flags(char: str) -> int:
 
 
 @numba.njit(cache=True)
-def class_of(classes: np.ndarray, code: int) -> int:
+def class_of(classes: np.ndarray, code: Any) -> Any:
     """Return the flags of one code point."""
     return np.int64(classes[code]) if code < TABLE_SIZE else np.int64(0)
 
 
 @numba.njit(cache=True)
-def decode_bytes(lead: int, second: int, third: int, fourth: int) -> tuple[int, int]:
-    """Decode one character from its first byte and the three bytes after it: (code point, width in bytes).
+def decode_bytes(lead: Any, second: Any, third: Any, fourth: Any) -> tuple[int, int]:
+    """Decode one character from its first byte and the three bytes after it (int64): (code point, width in bytes).
 
     Bytes that are not UTF-8 read as U+FFFD of width 1. Scalars, not an array: a helper that takes an array costs an
     atomic reference count per call in numba, measured at 10-20 ns, more than the rest of the work on a character.
@@ -151,12 +152,11 @@ def decode_bytes(lead: int, second: int, third: int, fourth: int) -> tuple[int, 
 def decode(data: np.ndarray, i: int, end: int) -> tuple[int, int]:
     """Decode the character at byte `i` < `end`: (code point, width in bytes); nothing at or after `end` is read.
 
-    A byte missing at the end is replaced by the last one, which is then no continuation of a longer character.
+    A byte missing at the end is replaced by the lead, which is no continuation: the character reads as broken.
     """
-    last = end - 1
     return decode_bytes(
         np.int64(data[i]),
-        np.int64(data[min(i + 1, last)]),
-        np.int64(data[min(i + 2, last)]),
-        np.int64(data[min(i + 3, last)]),
+        np.int64(data[i + 1 * (i + 1 < end)]),
+        np.int64(data[i + 2 * (i + 2 < end)]),
+        np.int64(data[i + 3 * (i + 3 < end)]),
     )

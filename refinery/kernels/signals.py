@@ -88,7 +88,7 @@ def _count_batch(
     """Fill ``counts`` (float64, shape (docs, len(Count))); all scratch is allocated here, once, and touched lazily."""
     room = longest + 2
     histogram = np.zeros(_NUM_CODE_POINTS, dtype=np.int32)
-    seen = np.empty(min(room, _NUM_CODE_POINTS), dtype=np.int32)
+    seen = np.empty(min(room + 0x80, _NUM_CODE_POINTS), dtype=np.int32)
     starts, ends = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
     num_chars, char_ends = np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32)
     kinds = np.empty(room, dtype=np.uint8)

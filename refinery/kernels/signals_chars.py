@@ -41,26 +41,19 @@ def scan_chars(
     if the run holds a full-width terminal or white space follows it; text left open at the end is one more. No
     abbreviation list: "Mr. Smith" counts two where C4's Punkt counts one.
 
-    Args:
-        histogram: int32 scratch over all code points, all zero before and after.
-        seen: int32 scratch, room for ``end - start`` code points (as many as are distinct).
-        row: float64 output, indexed by `Count`.
+    Scratch: `histogram` int32 over all code points, all zero before and after; `seen` int32 with room for
+    ``end - start + 0x80`` entries or all code points. Output: `row` float64, indexed by `Count`.
     """
     distinct, chars = 0, 0
     sentences, ellipses, dots = 0, 0, 0
     pending, is_open = 0, False
     i = start
     while i < end:
-        lead = np.int64(data[i])
-        if lead < 0x80:
-            code = lead
-            i += 1
-        else:
-            code, width = decode(data, i, end)
-            i += width
-            if histogram[code] == 0:
-                seen[distinct] = code
-                distinct += 1
+        code, width = decode(data, i, end)
+        i += width
+        if code >= 0x80 and histogram[code] == 0:
+            seen[distinct] = code
+            distinct += 1
         chars += 1
         histogram[code] += 1
         flags = class_of(classes, code)
@@ -90,11 +83,6 @@ def scan_chars(
     row[Count.CHARS] = chars
     row[Count.SENTENCES] = sentences + 1 if is_open else sentences
     row[Count.ELLIPSES] = ellipses + histogram[0x2026]
-    row[Count.HASHES] = histogram[0x23]
-    row[Count.BRACES] = histogram[0x7B]
-    row[Count.NEWLINES] = histogram[0x0A]
-    row[Count.CHARS_WITHOUT_NEWLINES] = chars - histogram[0x0A]
-    row[Count.STOP_ZH] = 1 if histogram[0xB7] > 0 else 0  # the one symbol in the list
     for code in range(0x80):  # ASCII is not tracked one by one: a fixed sweep costs less than a test per character
         if histogram[code]:
             seen[distinct] = code
@@ -107,6 +95,11 @@ def _sum_histogram(
     classes: np.ndarray, histogram: np.ndarray, seen: np.ndarray, chars: int, row: np.ndarray
 ) -> None:
     """Sum class counts and the entropy from the distinct characters, and clear the histogram."""
+    row[Count.HASHES] = histogram[0x23]
+    row[Count.BRACES] = histogram[0x7B]
+    row[Count.NEWLINES] = histogram[0x0A]
+    row[Count.CHARS_WITHOUT_NEWLINES] = chars - histogram[0x0A]
+    row[Count.STOP_ZH] = 1 if histogram[0xB7] > 0 else 0  # the one symbol in the list
     weighted = 0.0
     spaces, alnum = 0, 0
     for code in seen:

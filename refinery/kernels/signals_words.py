@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -35,7 +37,7 @@ def _ends_with(data: np.ndarray, start: int, end: int, phrase: bytes) -> bool:
 
 
 @numba.njit(cache=True)
-def _stop_word_bit(packed: int) -> int:
+def _stop_word_bit(packed: Any) -> int:
     """Return one bit per English stop word, 0 for any other packed word (case-sensitive)."""
     for bit, word in enumerate((_THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH)):
         if packed == word:
@@ -144,7 +146,8 @@ def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
             if class_of(classes, code) & STOP_ZH:
                 bits_zh |= _zh_bit(code, stop_zh)
         letter = data[first] | 0x20
-        if length < 10 and letter != 0x63 and letter != 0x69 and letter != 0x70 and letter != 0x75:  # c i p u
+        # a set would be built per word
+        if length < 10 and letter != 0x63 and letter != 0x69 and letter != 0x70 and letter != 0x75:  # noqa: PLR1714
             continue
         found = _phrase(data, start, first, length)
         if found == 1:

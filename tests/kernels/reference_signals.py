@@ -42,7 +42,7 @@ def tokens(text: str) -> tuple[list[str], int]:
         if has(char, cc.IDEOGRAPHIC):
             words.append(char)
             kind = "ideograph"
-        elif (kind == "run" and (is_letter_like(char) or (char in "'’" and after and is_letter_like(after)))) or (kind == "ideograph" and mark):
+        elif (kind == "run" and (is_letter_like(char) or (char in "'’" and after and is_letter_like(after)))) or (kind == "ideograph" and mark):  # noqa: E501
             words[-1] += char
         elif is_letter_like(char):
             words.append(char)
@@ -134,7 +134,7 @@ def signals_of(text: str) -> dict[str, float]:
     out["bullet_line_frac"] = ratio(sum(x.strip().startswith(("•", "-")) for x in lines), len(lines))
     out["ellipsis_line_frac"] = ratio(sum(x.strip().endswith(("...", "…")) for x in lines), len(lines))
     out["alpha_word_frac"] = ratio(sum(any(c.isalpha() for c in w) for w in words), num_tokens)
-    out["num_stop_words_en"] = len(set(words) & set(["the", "be", "to", "of", "and", "that", "have", "with"]))
+    out["num_stop_words_en"] = len(set(words) & {"the", "be", "to", "of", "and", "that", "have", "with"})
     out["num_stop_words_zh"] = len((set(words) | ({"·"} & set(text))) & set(cc.STOP_WORDS_ZH))
     for name, segments in (("line", nonempty), ("paragraph", paragraphs)):
         count, chars = copies(segments)

@@ -17,7 +17,7 @@ EN = (
     "The ferry to the islands leaves at nine in the morning and comes back in the evening. It carries cars, post and "
     "people who have work on the other side. When the wind is strong the captain waits in the harbour. Nobody on the "
     "pier complains, because everyone remembers the winter that took two boats. Children count gulls with their "
-    "fathers. An old woman sells bread from a basket, and she always knows which day the school will be closed.\n"
+    "fathers. An old woman sells bread from a basket, and she always knows which day the school will be shut.\n"
 )
 ZH = (
     "县里的图书馆周一不开门，其他日子孩子们放学后都会来这里看书。管理员是一位退休教师，她把新到的书放在窗边的架子上，"
@@ -29,7 +29,7 @@ FR = (
     "et parfois du miel de montagne. Une dame raconte comment son grand-père descendait du village avec deux mules. "
     "Les enfants écoutent, puis ils courent vers la fontaine. À midi tout est vendu et la place redevient calme.\n"
 )
-CODE = 'import sys\n\n\ndef main() -> int:\n    for name in sys.argv[1:]:\n        print({"name": name})\n    return 0\n'
+CODE = 'import sys\n\n\ndef main() -> int:\n    for name in sys.argv[1:]:\n        print({"name": name})\n    return 0\n'  # noqa: E501
 SPAM = "buy now and save big today only\n" * 20
 
 
@@ -48,7 +48,7 @@ def test_golden_decisions() -> None:
     assert reasons([EN, CODE, "x" * 1001, "=-+ " * 20], ["code"]) == [
         "code.mean_line_length", None, "code.max_line_length", "code.alnum",
     ]  # fmt: skip
-    assert reasons([ZH, ZH[:40], EN], ["fineweb2_zh"], ["zh", "zh", "en"]) == [None, "fineweb2_zh.words_min", None]
+    assert reasons([ZH, ZH[:40], EN], ["fineweb2_zh"], ["zh", "zh", "en"]) == [None, "fineweb2_zh.top_4gram", None]
 
 
 def test_language_unknown_leaves_the_script_to_decide() -> None:

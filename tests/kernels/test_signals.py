@@ -24,12 +24,12 @@ PIECES = [
 TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
 
 SAMPLES = {
-    "en": "The ferry leaves at nine. It carries cars, post and people to the islands!\n\n- bring a coat\n- bring bread\n",
+    "en": "The ferry leaves at nine. It carries cars, post and people to the islands!\n\n- bring a coat\n- bring bread\n",  # noqa: E501
     "zh": "县里的图书馆周一不开门。其他日子，孩子们放学后都会来这里看书……\n管理员说：“请安静。”\n",
     "fr": "L’eau monte dans le port ; les pêcheurs attendent. Aujourd'hui, personne ne sort en mer...\n",
     "de": "Der Zug fährt um 7.30 Uhr ab. Größere Koffer stehen im Gang, die Türen schließen von selbst.\n",
     "ru": "Поезд опаздывает. На платформе холодно, но никто не уходит: все ждут письма.\n",
-    "code": "def area(r):\n    # circle\n    return 3.14 * r ** 2\n\n\ndef area_of(d):\n    return {'d': area(d / 2)}\n",
+    "code": "def area(r):\n    # circle\n    return 3.14 * r ** 2\n\n\ndef area_of(d):\n    return {'d': area(d / 2)}\n",  # noqa: E501
     "loop": "buy now and save big today only " * 12,
 }
 
@@ -52,7 +52,7 @@ def test_kernel_equals_plain_python(texts: list[str]) -> None:
     assert_equal_to_reference(texts)
 
 
-@given(st.lists(st.sampled_from(["ab", "c", "的"] + ["ab ", "的中"]), max_size=300))
+@given(st.lists(st.sampled_from(["ab", "c", "的", "ab ", "的中"]), max_size=300))
 def test_ngrams_of_small_alphabets_equal_plain_python(pieces: list[str]) -> None:
     assert_equal_to_reference([" ".join(pieces)])
 
