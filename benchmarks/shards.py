@@ -159,7 +159,7 @@ def bench_read(folder: Path, num_tokens: int, repeats: int) -> dict[str, float]:
     plan = first_plan(manifest, 1, [(10**6, {key.name: 1.0})])
     with ShardReader(folder, manifest) as reader:
         wall, _ = _seconds(lambda: reader.read_rows(0, rows, buffer), repeats)
-        whole, _ = _seconds(lambda: [reader.batch(plan, k, 256) for k in range(0, 4096, 256)], repeats)
+        whole, _ = _seconds(lambda: [reader.batch(plan, k, 256, out=buffer) for k in range(0, 4096, 256)], repeats)
     full, _ = _seconds(lambda: verify_dataset(folder, "full"), repeats)
     data = (folder / (manifest.streams[0].parts[0].path + ".bin")).read_bytes()
     bare, _ = _seconds(lambda: xxhash.xxh3_128_hexdigest(data), repeats)

@@ -104,7 +104,7 @@ class ShardReader:
         Raises: ConfigError: rows outside the stream, a buffer of another shape or dtype. IntegrityError: a file is
             missing or shorter than the manifest says.
         """
-        self._check_buffer(out)
+        self._check_buffer(out, len(rows) if slots is None else int(slots.max(initial=-1)) + 1)
         slots = np.arange(len(rows)) if slots is None else slots
         row_bytes = self.manifest.row_bytes
         target = out.reshape(-1).data.cast("B")
@@ -115,17 +115,20 @@ class ShardReader:
 
     def segments(self, stream_index: int, rows: np.ndarray) -> Segments:
         """Return the documents inside rows of a stream, in the order of `rows`."""
-        counts = [np.empty(0, dtype=np.int64)]
-        hashes, lengths, flags = [b""], [b""], [b""]
+        pointers, hashes, lengths, flags = [b""], [b""], [b""], [b""]
+        ends = [-1]  # last pointer of each run: what follows it belongs to another place
         with self._lock:
             for part, first, _, count in self._runs(stream_index, rows, np.arange(len(rows))):
-                run = self._read_segments(part, first - part.first_row, count)
-                counts.append(np.diff(np.frombuffer(run[0], "<i8")))
-                hashes.append(run[1])
-                lengths.append(run[2])
-                flags.append(run[3])
+                for column, data in zip(
+                    (pointers, hashes, lengths, flags),
+                    self._read_segments(part, first - part.first_row, count),
+                    strict=True,
+                ):
+                    column.append(data)
+                ends.append(ends[-1] + count + 1)
+        counts = np.delete(np.diff(np.frombuffer(b"".join(pointers), "<i8")), ends[1:-1])
         row_ptr = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum(np.concatenate(counts), out=row_ptr[1:])
+        np.cumsum(counts, out=row_ptr[1:])
         return Segments(
             row_ptr,
             np.frombuffer(b"".join(hashes), "<u8"),
@@ -133,7 +136,14 @@ class ShardReader:
             np.frombuffer(b"".join(flags), "u1"),
         )
 
-    def batch(self, plan: MixPlan, k0: int, count: int, slots: slice | np.ndarray = slice(None)) -> Batch:
+    def batch(
+        self,
+        plan: MixPlan,
+        k0: int,
+        count: int,
+        slots: slice | np.ndarray = slice(None),
+        out: np.ndarray | None = None,
+    ) -> Batch:
         """Read rows k0 .. k0 + count - 1 of a plan: one step.
 
         Args:
@@ -142,11 +152,15 @@ class ShardReader:
             count: rows of the whole step, over all ranks.
             slots: which slots of the step to read: a rank passes ``slice(rank, None, world_size)``. Slots are the rows
                 in the order of `order.slot_permutation`, so every split of them is a fair mix.
+            out: buffer for the tokens (pinned memory, say), as `read_rows` takes it; a new array if not given. The
+                batch holds a view of it, so with read-ahead of n batches rotate n + 2 buffers.
         """
         k = k0 + slot_permutation(plan.seed, k0, count)[slots]
         refs = rows_for(plan, self.manifest, k0, count)
         refs = RowRefs(*(column[k - k0] for column in refs))
-        tokens = np.empty((len(k), self.manifest.sequence_length), dtype=self.dtype)
+        if out is None:
+            out = np.empty((len(k), self.manifest.sequence_length), dtype=self.dtype)
+        tokens = out[: len(k)]
         gathered: list[tuple[np.ndarray, Segments]] = []
         for stream_index in np.unique(refs.stream_index):
             places = np.flatnonzero(refs.stream_index == stream_index)
@@ -155,12 +169,12 @@ class ShardReader:
             gathered.append((places, self.segments(int(stream_index), refs.row[places])))
         return Batch(k, refs, tokens, _scatter_segments(gathered, len(k)))
 
-    def _check_buffer(self, out: np.ndarray) -> None:
+    def _check_buffer(self, out: np.ndarray, num_rows: int) -> None:
         wrong_shape = out.ndim != 2 or out.shape[1] != self.manifest.sequence_length
-        if wrong_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+        if wrong_shape or out.dtype != self.dtype or not out.flags.c_contiguous or len(out) < num_rows:
             raise ConfigError(
                 f"a buffer of {out.dtype} {out.shape} cannot take rows: C-contiguous {self.dtype} "
-                f"(rows, {self.manifest.sequence_length}) is needed"
+                f"(>= {num_rows}, {self.manifest.sequence_length}) is needed"
             )
 
     def _runs(
@@ -207,34 +221,26 @@ class ShardReader:
                 )
             done += count
 
-    def _read_bytes(self, relative: str, offset: int, size: int) -> bytes:
-        data = os.pread(self._handle(relative), size, offset)
-        if len(data) != size:
-            raise IntegrityError(
-                f"{relative}: ends at byte {offset + len(data)}, {size - len(data)} bytes too early: truncated; "
-                "restore it or pack again"
-            )
-        return data
-
     def _read_segments(self, part: PartEntry, first: int, count: int) -> tuple[bytes, bytes, bytes, bytes]:
         """Read row_ptr, doc_hash, seg_len and flags of rows that follow each other."""
         relative = part.path + ".seg"
+        handle = self._handle(relative)
         if relative not in self._seg_sizes:
-            self._seg_sizes[relative] = decode_seg_header(self._read_bytes(relative, 0, SEG_HEADER.size), relative)
+            self._seg_sizes[relative] = decode_seg_header(os.pread(handle, SEG_HEADER.size, 0), relative)
         num_rows, num_segments = self._seg_sizes[relative]
         if num_rows != part.rows:
             raise IntegrityError(f"{relative}: {num_rows} rows, the manifest says {part.rows}: pack again")
-        row_ptr = self._read_bytes(relative, SEG_HEADER.size + 8 * first, 8 * (count + 1))
+        row_ptr = os.pread(handle, 8 * (count + 1), SEG_HEADER.size + 8 * first)
         begin, end = int.from_bytes(row_ptr[:8], "little"), int.from_bytes(row_ptr[-8:], "little")
-        if not 0 <= begin <= end <= num_segments:
+        if len(row_ptr) != 8 * (count + 1) or not 0 <= begin <= end <= num_segments:
             raise IntegrityError(f"{relative}: row {first} points at segment {begin} of {num_segments}: pack again")
         size, hashes = end - begin, SEG_HEADER.size + 8 * (num_rows + 1)
-        return (
-            row_ptr,
-            self._read_bytes(relative, hashes + 8 * begin, 8 * size),
-            self._read_bytes(relative, hashes + 8 * num_segments + 4 * begin, 4 * size),
-            self._read_bytes(relative, hashes + 12 * num_segments + begin, size),
-        )
+        doc_hash = os.pread(handle, 8 * size, hashes + 8 * begin)
+        seg_len = os.pread(handle, 4 * size, hashes + 8 * num_segments + 4 * begin)
+        flags = os.pread(handle, size, hashes + 12 * num_segments + begin)
+        if len(doc_hash) + len(seg_len) + len(flags) != 13 * size:
+            raise IntegrityError(f"{relative}: ends inside row {first}: truncated; restore it or pack again")
+        return row_ptr, doc_hash, seg_len, flags
 
 
 def _scatter_segments(gathered: list[tuple[np.ndarray, Segments]], num_rows: int) -> Segments:

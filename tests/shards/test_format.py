@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refinery.errors import ConfigError, IntegrityError
+from refinery.kernels import packing_fit
 from refinery.shards import format as shard_format
 from refinery.shards.format import IGNORE_INDEX, Segments
 
@@ -110,3 +111,8 @@ def test_damaged_headers_are_refused(decode):
     for damaged in (b"", raw[:20], b"X" + raw[1:], raw[:-1], raw + b"\x00"):
         with pytest.raises(IntegrityError, match="somewhere"):
             decode(damaged, "somewhere")
+
+
+def test_flags_of_packing_are_those_of_the_format():
+    names = ("STARTS_DOCUMENT", "ENDS_DOCUMENT", "PADDING")
+    assert [getattr(packing_fit, name) for name in names] == [getattr(shard_format, name) for name in names]

@@ -90,6 +90,10 @@ def test_ranks_read_disjoint_slots_of_the_same_step(shared_dataset, world_size):
             joined[rank::world_size] = part.tokens
         assert (joined == whole.tokens).all()
         assert sorted(np.concatenate([part.k for part in parts]).tolist()) == list(range(64, 96))
+        buffer = np.zeros((40, datasets.L), dtype=np.uint16)
+        again = reader.batch(plan, 64, 32, out=buffer)
+        assert np.shares_memory(again.tokens, buffer)
+        assert (buffer[:32] == whole.tokens).all()
         labels = whole.labels()
         assert (labels != -100).sum(axis=1).tolist() == whole.segments.loss_tokens.tolist()
 
@@ -114,6 +118,7 @@ def test_wrong_buffers_and_rows_are_refused(shared_dataset):
         for out in (
             np.empty((4, datasets.L + 1), np.uint16),
             np.empty((4, datasets.L), np.int32),
+            np.empty((3, datasets.L), np.uint16),
             np.empty((datasets.L, 4), np.uint16).T,
         ):
             with pytest.raises(ConfigError, match="buffer"):
@@ -135,6 +140,12 @@ def test_truncated_and_missing_files_are_refused_while_reading(own_dataset):
     out = np.empty((len(rows), datasets.L), np.uint16)
     with ShardReader(root, manifest) as reader, pytest.raises(IntegrityError, match="truncated"):
         reader.read_rows(0, rows, out)
+    side = path.with_suffix(".seg")
+    whole = side.read_bytes()
+    for size in (10, 30, len(whole) - 1):
+        side.write_bytes(whole[:size])
+        with ShardReader(root, manifest) as reader, pytest.raises(IntegrityError, match=r"\.seg"):
+            reader.segments(0, rows)
     path.unlink()
     with ShardReader(root, manifest) as reader, pytest.raises(IntegrityError, match="missing"):
         reader.read_rows(0, rows, out)
