@@ -133,7 +133,7 @@ def signals_of(text: str) -> dict[str, float]:
     out["ellipsis_to_word_frac"] = ratio(text.count("...") + text.count("…"), num_tokens)
     out["bullet_line_frac"] = ratio(sum(x.strip().startswith(("•", "-")) for x in lines), len(lines))
     out["ellipsis_line_frac"] = ratio(sum(x.strip().endswith(("...", "…")) for x in lines), len(lines))
-    out["alpha_word_frac"] = ratio(sum(any(c.isalpha() for c in w) for w in words), num_tokens)
+    out["alpha_word_frac"] = ratio(sum(any(c.isalpha() for c in w) for w in words), len(words))
     out["num_stop_words_en"] = len(set(words) & {"the", "be", "to", "of", "and", "that", "have", "with"})
     out["num_stop_words_zh"] = len((set(words) | ({"·"} & set(text))) & set(cc.STOP_WORDS_ZH))
     for name, segments in (("line", nonempty), ("paragraph", paragraphs)):
