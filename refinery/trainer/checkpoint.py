@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from refinery.errors import ConfigError, IntegrityError
-from refinery.trainer.model import fill_parameters, full_parameters
+from refinery.trainer.config import model_from_dict
+from refinery.trainer.model import Decoder, fill_parameters, full_parameters
 from refinery.trainer.optim import optimizer_tensors, restore_optimizer
 from refinery.trainer.parallel import Ranks
 
@@ -211,3 +212,20 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
         if key != "data" and saved.get(key) != value:
             raise ConfigError(f"{path} was written with {key} = {saved.get(key)!r}, this run has {value!r}; "
                               "use the same value or a new output folder")
+
+
+def load_model(path: Path) -> Decoder:
+    """Return the model of a checkpoint on CPU, unsharded, for sampling and export.
+
+    Args:
+        path: one `step-…` folder, or the folder of a run.
+    Raises:
+        ConfigError: no checkpoint there.
+        IntegrityError: it is damaged.
+    """
+    folder = path if (path / "state.json").is_file() else find_latest(path / "checkpoints")
+    if folder is None:
+        raise ConfigError(f"{path} holds no checkpoint; give a run's folder or one of its checkpoints/step-… folders")
+    model = Decoder(model_from_dict(read_state(folder)["identity"]["model"]))
+    load_checkpoint(folder, model, None)
+    return model

@@ -21,7 +21,7 @@ from refinery.trainer.config import EvalConfig
 from refinery.trainer.data import ModelRows, RowSource, model_rows
 from refinery.trainer.loss import IGNORE, LossSums
 from refinery.trainer.model import Decoder
-from refinery.trainer.parallel import Ranks
+from refinery.trainer.parallel import Ranks, reshard
 
 
 class StreamLoss(NamedTuple):
@@ -80,6 +80,7 @@ def stream_loss(model: Decoder, rows: ModelRows, ranks: Ranks, micro_batch_rows:
         if isinstance(out, LossSums):
             sums += torch.stack((out.nll.double().sum(), (labels != IGNORE).sum().double()))
     model.train()
+    reshard(model)
     nll, targets = ranks.sum(sums).tolist()
     loss = nll / targets
     text_bytes = int(rows.loss_bytes.sum())

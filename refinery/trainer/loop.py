@@ -33,6 +33,7 @@ from refinery.trainer.optim import build_optimizer
 from refinery.trainer.parallel import Ranks, join_ranks, place_model
 from refinery.trainer.reporting import account, is_due, run_record, validate
 from refinery.trainer.safety import SpikeGuard
+from refinery.trainer.schedule import learning_rate
 from refinery.trainer.state import Clock, Counters, ProgressCallback, Run
 from refinery.trainer.step import train_step
 
@@ -131,13 +132,14 @@ def _start(
 
 
 def _check(config: TrainConfig, source: RowSource, ranks: Ranks) -> None:
-    """Refuse data that the model cannot take, and a run longer than its plan."""
+    """Refuse data that the model cannot take, a run longer than its plan, and a warm-up longer than the run."""
     if source.vocab_size > config.model.vocab_size:
         raise ConfigError(f"model.vocab_size is {config.model.vocab_size}, the tokenizer has {source.vocab_size} ids; "
                           "enlarge the model's vocabulary or use its own tokenizer")
     if source.sequence_length > config.model.max_sequence_length:
         raise ConfigError(f"rows have {source.sequence_length} tokens, model.max_sequence_length is "
                           f"{config.model.max_sequence_length}; pack shorter rows or raise it")
+    learning_rate(config.schedule, 0, config.steps)
     needed = 0
     for step in range(config.steps):
         needed += rows_in_batch(config.batch_tokens_at(step), source.sequence_length, ranks.world_size)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from refinery.errors import IntegrityError
 from refinery.trainer.config import OptimConfig
 from refinery.trainer.model import gather_full, shard_like
 
@@ -47,9 +48,12 @@ def clip_gradients(model: nn.Module, norm: torch.Tensor, max_norm: float) -> Non
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield "moment:parameter" names and full values on CPU; collective where sharded, empty before any update."""
     for name, parameter in model.named_parameters():
+        if not optimizer.state:
+            return
         state = optimizer.state.get(parameter)
         if not state:
-            continue
+            raise IntegrityError(f"the optimizer has no moments for {name} but for others; it was built over other "
+                                 "parameters than the model now has")
         yield f"step:{name}", state["step"].detach().cpu()
         for moment in MOMENTS:
             yield f"{moment}:{name}", gather_full(state[moment])

@@ -98,3 +98,10 @@ def sync_gradients(model: nn.Module, *, enabled: bool) -> None:
     """Reduce gradients in the next backward pass, or leave them to the last one of an accumulation."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(enabled)
+
+
+def reshard(model: nn.Module) -> None:
+    """Give gathered weights back: a forward pass without a backward leaves them in place of the sharded parameters."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

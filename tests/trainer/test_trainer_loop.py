@@ -19,13 +19,15 @@ from refinery.contracts.runs import read_run_record
 from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.trainer import checkpoint as checkpoint_module
 from refinery.trainer import model as model_module
-from refinery.trainer.checkpoint import find_latest, read_state
+from refinery.trainer.checkpoint import find_latest, load_model, read_state
 from refinery.trainer.config import CheckpointConfig, EvalConfig, OptimConfig, SafetyConfig, ScheduleConfig
+from refinery.trainer.hf import export_hf
 from refinery.trainer.loop import train
 from refinery.trainer.loss import LossSums
 from refinery.trainer.memory import take_rows
 from refinery.trainer.metrics import read_json_lines
 from refinery.trainer.safety import SpikeGuard
+from refinery.trainer.sample import continue_tokens
 from tests.trainer.tiny_runs import LENGTH, memory_source, tiny_config, tiny_model
 
 
@@ -302,3 +304,19 @@ def test_early_stop_and_batch_ramp(source, tmp_path):
 def test_profile_is_written(source, tmp_path):
     train(tiny_config(steps=3, profile=(1, 2)), source, tmp_path)
     assert (tmp_path / "profile.json").stat().st_size > 1000
+
+
+def test_trained_model_is_loaded_exported_and_sampled(source, tmp_path):
+    train(tiny_config(steps=30), source, tmp_path / "run")
+    model = load_model(tmp_path / "run")
+    saved = tensors(tmp_path / "run")
+    assert all(torch.equal(parameter, saved[f"weight:{name}"]) for name, parameter in model.named_parameters())
+    export_hf(model, tmp_path / "hf")
+    continued = train(tiny_config(steps=2, init_from=str(tmp_path / "hf")), source, tmp_path / "continued")
+    assert continued.init == str(tmp_path / "hf")
+    final = read_run_record(tmp_path / "run" / "run.json").final_losses()
+    start = {point.stream: point.loss_nats for point in continued.points if point.step == 0}
+    assert start == pytest.approx(final, abs=1e-6)
+    assert len(continue_tokens(model, [3], 5)) == 5
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        load_model(tmp_path / "nothing")

@@ -89,7 +89,7 @@ def test_validation_documents_in_training_are_refused(tmp_path, monkeypatch):
 
 def test_another_tokenizer_is_refused(dataset):
     root, _, _ = dataset
-    with pytest.raises(IntegrityError, match="probe|tokenizer"):
+    with pytest.raises(IntegrityError, match=r"probe|tokenizer"):
         open_shards(root, root / "plan.json", encode=lambda text: [1, 2, 3])
 
 
