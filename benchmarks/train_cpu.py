@@ -12,7 +12,8 @@ Three contenders on the same rows, AdamW step included, taking turns:
 
 Tokens per CPU second of the whole process (prefetch thread included) and per second of wall clock: median over the
 steps, best repeat, the first three steps left out. On a shared machine only the CPU figure means something. Rows lie in
-memory, so the data share is labels, masks and the prefetch thread; ``data_wait_frac`` is what the loop waited. Exits 1 when the trainer is under 90 % of the bare loop (CPU time) or waits 2 % or more. Prints JSON.
+memory, so the data share is labels, masks and the prefetch thread; ``data_wait_frac`` is what the loop waited. Exits 1
+when the trainer is under 90 % of the bare loop (CPU time) or waits 2 % or more. Prints JSON.
 """
 
 from __future__ import annotations

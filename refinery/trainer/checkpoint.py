@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from refinery.errors import ConfigError, IntegrityError
+from refinery.errors import ConfigError, IntegrityError, TransientError
 from refinery.trainer.config import model_from_dict
 from refinery.trainer.model import Decoder, fill_parameters, full_parameters
 from refinery.trainer.optim import optimizer_tensors, restore_optimizer
@@ -94,8 +94,14 @@ def _all_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 def _write_tensors(folder: Path, tensors: dict[str, torch.Tensor], files: dict[str, str]) -> None:
     path = folder / f"tensors-{len(files):05d}.safetensors"
-    save_file(tensors, path)
-    sync_path(path)
+    try:
+        save_file(tensors, path)
+        sync_path(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        raise TransientError(f"cannot write {num_bytes} bytes to {path} ({error}); the checkpoint before is untouched: "
+                             "free space or lower checkpoint.keep, then resume") from error
     files[path.name] = _sha256(path)
 
 

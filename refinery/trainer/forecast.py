@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 
@@ -14,13 +14,14 @@ STATE_BYTES_PER_PARAM = 16
 """float32 weight, gradient and two moments."""
 
 
-def memory_need_bytes(config: TrainConfig, model: ModelConfig, sequence_length: int, world_size: int) -> int:
+def memory_need_bytes(
+    config: TrainConfig, model: ModelConfig, sequence_length: int, world_size: int, value_bytes: int
+) -> int:
     """Return the forecast peak of one device: state, activations kept for backward, one chunk of logits.
 
     Activations per token and layer: about 14 d + 4 ff values (norms, projections, rotations, gate products), the
-    residual stream only where blocks are recomputed.
+    residual stream only where blocks are recomputed. `value_bytes` is the size of an activation: 2 or 4.
     """
-    value_bytes = 2 if config.precision == "bfloat16" else 4
     tokens = config.micro_batch_rows * sequence_length
     per_layer = 14 * model.d_model + 4 * model.d_ff
     kept = {"none": model.num_layers, "selective": model.num_layers / 2, "full": 1}[config.activation_checkpointing]
@@ -33,10 +34,14 @@ def available_bytes(device: torch.device) -> int:
     """Return free memory of the device; on CPU what the system could hand out now (0 = unknown)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
         return 0
+    # free pages alone would count the page cache as used
+    for line in meminfo.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def check_memory(config: TrainConfig, sequence_length: int, world_size: int, device: torch.device) -> int:
@@ -44,11 +49,13 @@ def check_memory(config: TrainConfig, sequence_length: int, world_size: int, dev
 
     Raises: ConfigError: the device has less than that; the message names the largest of our presets that fits.
     """
-    need = memory_need_bytes(config, config.model, sequence_length, world_size)
+    low_precision = config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda")
+    value_bytes = 2 if low_precision else 4
+    need = memory_need_bytes(config, config.model, sequence_length, world_size, value_bytes)
     have = available_bytes(device)
     if have and need > have:
         fits = [name for name in all_presets() if "-" not in name and memory_need_bytes(
-            config, preset_model(name, config.model.vocab_size), sequence_length, world_size) <= have]
+            config, preset_model(name, config.model.vocab_size), sequence_length, world_size, value_bytes) <= have]
         raise ConfigError(
             f"this run needs about {need / 1e9:.1f} GB, {device} has {have / 1e9:.1f} GB free; lower micro_batch_rows "
             f"(now {config.micro_batch_rows}), set activation_checkpointing: full, use more devices, "

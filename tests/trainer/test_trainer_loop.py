@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from refinery.contracts.runs import read_run_record
-from refinery.errors import ConfigError, DataError, IntegrityError
+from refinery.errors import ConfigError, DataError, IntegrityError, TransientError
 from refinery.trainer import checkpoint as checkpoint_module
 from refinery.trainer import model as model_module
 from refinery.trainer.checkpoint import find_latest, load_model, read_state
@@ -262,6 +262,22 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(source, tmp_path):
     shutil.rmtree(file.parent)
     with pytest.raises(IntegrityError, match="not there"):
         train(longer, source, tmp_path)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(source, tmp_path, monkeypatch):
+    config = tiny_config(steps=4, checkpoint=CheckpointConfig(every_steps=2))
+    original = checkpoint_module.save_file
+
+    def full(values, path):
+        if "00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        original(values, path)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(TransientError, match="No space left"):
+        train(config, source, tmp_path)
+    monkeypatch.undo()
+    assert train(config, source, tmp_path).steps == 4
 
 
 def test_keep_drops_the_oldest(source, tmp_path):
