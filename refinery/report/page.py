@@ -1,0 +1,196 @@
+"""One self-contained HTML page about a run, for people: no script, no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from refinery import __version__
+from refinery.io import storage
+from refinery.recipe import Recipe
+from refinery.report import charts, visible
+from refinery.report.collect import DIMENSIONS, collect
+from refinery.report.facts import Drop, RunFacts, Training
+from refinery.report.samples import Sample, Spared, read_samples
+from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
+from refinery.report.thresholds import read_spared
+
+MAX_HISTOGRAMS = 12
+"""Rules whose threshold is drawn: those that removed most."""
+_TEMPLATE = "report.html"
+_NOT_A_JUDGEMENT = frozenset({"mix.over_ceiling", "mix.no_share"})
+_STAGE_TITLES = {
+    "ingest": "Ingest",
+    "screen": "Screen",
+    "rules": "Rules",
+    "quality": "Quality",
+    "select": "Selection",
+    "dedup_documents": "Deduplication of documents",
+    "dedup_sentences": "Deduplication of sentences",
+    "decontaminate": "Decontamination",
+    "tokenize": "Tokenizer",
+    "mix": "Mix",
+    "pack": "Packing",
+    "train": "Training",
+}
+
+
+def write_report(workdir: str, recipe: Recipe) -> str:
+    """Write ``report/index.html`` and ``report/summary.json`` of a run and return the path of the page.
+
+    A run that is not finished is reported as far as it came.
+
+    Raises:
+        IntegrityError: a manifest or a table is damaged. TransientError: the disk refused.
+    """
+    facts = collect(workdir, recipe)
+    samples = read_samples(workdir, facts.manifests, recipe.report.samples)
+    ruled = [d.reason for d in removals(facts) if d.stage == "rules"][:MAX_HISTOGRAMS]
+    spared = read_spared(workdir, facts.manifests.get("rules"), ruled, recipe.report.samples)
+    path = storage.join(workdir, "report", "index.html")
+    summary = json.dumps(as_json(facts), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    storage.write_atomic(storage.join(workdir, "report", "summary.json"), summary.encode())
+    storage.write_atomic(path, render(facts, samples, spared).encode())
+    return path
+
+
+def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Sequence[Spared]) -> str:
+    """Return the page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters |= {
+        "number": visible.number,
+        "size": visible.size,
+        "percent": visible.percent,
+        "duration": visible.duration,
+        "plain": visible.plain,
+        "stem": stem,
+        "stream_title": stream_title,
+        "stage_title": lambda stage: _STAGE_TITLES.get(stage, stage),
+    }
+    return environment.get_template(_TEMPLATE).render(
+        facts=facts,
+        samples=samples,
+        spared={s.bound.name: s for s in spared},
+        sentences=sentences(facts),
+        advice=advice(facts),
+        dimensions=[d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
+        not_a_judgement=_NOT_A_JUDGEMENT,
+        charts=Charts(facts, spared),
+        contents=_contents(facts, samples),
+        version=__version__,
+        python=platform.python_version(),
+    )
+
+
+def _finalize(value: Any) -> Any:
+    """Make what is hidden in a stranger's text visible, in every value that the template prints."""
+    return visible.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
+    listed = [
+        ("funnel", "Funnel", bool(facts.flows)),
+        ("drops", "What left, and why", bool(facts.drops)),
+        ("rules", "Rules", bool(facts.overlaps)),
+        ("ingest", "Unreadable records and masking", bool(facts.bad_records or facts.pii_masked)),
+        ("clusters", "Duplicates", facts.clusters is not None),
+        ("tokenizer", "Tokenizer", facts.health is not None),
+        ("mix", "Mix", facts.mix is not None),
+        ("packing", "Packing", facts.packing is not None),
+        ("training", "Training", facts.training is not None),
+        ("time", "Time and speed", bool(facts.timings)),
+        ("samples", "Documents to read", any(samples.values())),
+        ("about", "About this run", True),
+    ]
+    return [(anchor, title) for anchor, title, present in listed if present]
+
+
+class Charts:
+    """The pictures of one page."""
+
+    def __init__(self, facts: RunFacts, spared: Sequence[Spared]) -> None:
+        self._facts = facts
+        self._spared = {s.bound.name: s for s in spared}
+
+    def funnel(self, unit: str, index: int) -> Markup:
+        """Return the bar of one stage: what it kept and dropped, of everything that came in."""
+        flow = self._facts.flows[index]
+        whole = max(getattr(self._facts.first, unit), 1)
+        kept, entered = getattr(flow.kept, unit), getattr(flow.entered, unit)
+        return charts.bar(kept / whole, (entered - kept) / whole)
+
+    def drop(self, drop: Drop) -> Markup:
+        """Return a bar: a reason's bytes, of what came in."""
+        return charts.bar(0.0, drop.amount.bytes / max(self._facts.first.bytes, 1))
+
+    def mix(self, column: str) -> Markup:
+        """Return the shares of one column of the mix (``asked``, ``planned``, ``written``) as one bar."""
+        rows = self._facts.mix.rows if self._facts.mix else []
+        shares = [charts.Share(r.name, getattr(r, f"{column}_frac") or 0.0, i) for i, r in enumerate(rows)]
+        told = ", ".join(f"{s.name} {visible.percent(s.frac)}" for s in shares)
+        return charts.stacked(shares, f"{column}: {told}")
+
+    def clusters(self) -> Markup:
+        """Return the histogram of cluster sizes."""
+        rows = [(int(low), int(count)) for low, count in (self._facts.clusters or {}).get("cluster_sizes", [])]
+        return charts.histogram(
+            [
+                (name, count)
+                for name, count in zip(size_names([low for low, _ in rows]), (c for _, c in rows), strict=True)
+            ],
+            "documents in the group",
+            "groups",
+            "Groups of duplicates by size",
+        )
+
+    def validation(self, unit: str) -> Markup:
+        """Return validation losses over steps, ``bits_per_byte`` or ``loss_nats``."""
+        streams = self._facts.training.streams() if self._facts.training else {}
+        series = [
+            charts.Series(stream_title(s), [(p.step, value) for p in points if (value := getattr(p, unit)) is not None])
+            for s, points in streams.items()
+        ]
+        name = "bits per byte" if unit == "bits_per_byte" else "nats per token"
+        return charts.lines(series, "optimiser steps", name, f"Validation loss by stream over steps, {name}")
+
+    def training(self, training: Training) -> Markup:
+        """Return the training loss over steps."""
+        series = [charts.Series("training", training.curve)]
+        return charts.lines(series, "optimiser steps", "nats per token", "Training loss over steps")
+
+    def threshold(self, reason: str) -> Markup:
+        """Return the histogram of a rule's signal with its cut drawn in."""
+        spared = self._spared[reason]
+        edges, limit = spared.edges, spared.bound.min if spared.bound.min is not None else spared.bound.max
+        width = (edges[-1] - edges[0]) / max(len(spared.heights), 1)
+        return charts.histogram(
+            [(f"{edge:.3g}", height) for edge, height in zip(edges, spared.heights, strict=False)],
+            spared.bound.signal,
+            "documents",
+            f"Documents by {spared.bound.signal}; the dashed line is the bound",
+            None if limit is None else (limit - edges[0]) / width,
+        )
+
+
+def size_names(lows: Sequence[int]) -> list[str]:
+    """Return names of size classes given their lower ends: ``2``, ``4–5``, ``10,001+``."""
+    names = []
+    for low, following in zip(lows, [*lows[1:], None], strict=True):
+        if following is None:
+            names.append(f"{low:,}+")
+        else:
+            names.append(f"{low:,}" if following == low + 1 else f"{low:,}–{following - 1:,}")
+    return names

@@ -1,0 +1,78 @@
+"""How close a rule's bound lies to the text it spares: signal histograms, and the kept documents nearest to the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from refinery.contracts.manifest import StageManifest
+from refinery.io import parts as part_files
+from refinery.report.samples import RuleBound, Sample, Spared, chosen_parts, read_texts, rule_bounds
+
+NUM_BINS = 32
+
+
+def read_spared(workdir: str, manifest: StageManifest | None, reasons: Sequence[str], count: int) -> list[Spared]:
+    """Return for each of the given rules its signal's histogram and up to `count` kept documents next to the bound.
+
+    Args:
+        workdir: the run's folder.
+        manifest: of the rules stage; None gives an empty list.
+        reasons: names of rules, as they stand in drop reasons.
+        count: documents per rule.
+    """
+    bounds = {b.name: b for b in rule_bounds(manifest)}
+    if manifest is None or not manifest.part_hashes("signals"):
+        return []
+    return [_spared(workdir, manifest, bounds[r], count) for r in reasons if r in bounds]
+
+
+def _spared(workdir: str, manifest: StageManifest, bound: RuleBound, count: int) -> Spared:
+    values, ids, kept = _columns(workdir, manifest, bound.signal)
+    finite = np.isfinite(values)
+    edges = bin_edges(values[finite], [b for b in (bound.min, bound.max) if b is not None])
+    heights = np.histogram(np.clip(values[finite], edges[0], edges[-1]), bins=edges)[0]
+    inside = kept & finite
+    distance = np.full(len(values), np.inf)
+    for limit, sign in ((bound.min, 1.0), (bound.max, -1.0)):
+        if limit is not None:
+            gap = sign * (values - limit)
+            inside &= gap >= 0
+            distance = np.minimum(distance, np.abs(gap))
+    near = np.flatnonzero(inside)
+    near = near[np.lexsort((ids[near], distance[near]))][:count]
+    samples = [Sample(int(ids[i]), "", bound.name, signal=bound.signal, value=float(values[i])) for i in near.tolist()]
+    return Spared(bound, _with_keys(workdir, read_texts(workdir, samples)), edges.tolist(), heights.tolist())
+
+
+def _columns(workdir: str, manifest: StageManifest, signal: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values, ids, kept = [np.empty(0)], [np.empty(0, np.int64)], [np.empty(0, bool)]
+    for part in chosen_parts(manifest, "decisions"):
+        table = part_files.read_part(workdir, manifest.stage, "signals", part, ["doc_id", signal])
+        keep = part_files.read_part(workdir, manifest.stage, "decisions", part, ["keep"]).column("keep")
+        values.append(table.column(signal).to_numpy().astype(np.float64))
+        ids.append(table.column("doc_id").to_numpy())
+        kept.append(keep.fill_null(False).to_numpy(zero_copy_only=False))
+    return np.concatenate(values), np.concatenate(ids), np.concatenate(kept)
+
+
+def bin_edges(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Return `NUM_BINS` + 1 even edges over the middle 98 % of the values, widened so that every bound lies inside."""
+    low, high = np.quantile(values, [0.01, 0.99]) if len(values) else (0.0, 1.0)
+    low, high = min(low, *limits), max(high, *limits)
+    margin = (high - low) * 0.05 or max(abs(high) * 0.1, 1e-6)
+    if low > 0 or not len(values) or values.min() < 0:
+        low -= margin
+    return np.linspace(max(low, 0.0) if len(values) and values.min() >= 0 else low, high + margin, NUM_BINS + 1)
+
+
+def _with_keys(workdir: str, samples: Sequence[Sample]) -> list[Sample]:
+    parts: Mapping[int, list[str]] = {
+        part: part_files.read_part(workdir, "ingest", "documents", part, ["doc_key"]).column("doc_key").to_pylist()
+        for part in sorted({s.doc_id >> 32 for s in samples})
+    }
+    return [
+        Sample(**{**s.__dict__, "doc_key": parts[s.doc_id >> 32][s.doc_id & 0xFFFFFFFF]})  # frozen: a filled copy
+        for s in samples
+    ]
