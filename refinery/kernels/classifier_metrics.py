@@ -156,8 +156,9 @@ def fit_calibration(scores_D: np.ndarray, labels_D: np.ndarray) -> Calibration:
         # cross-multiplied: integers compare exactly, means would not
         while len(sums) > 1 and sums[-2] * sizes[-1] >= sums[-1] * sizes[-2]:
             starts.pop()
-            sums[-2] += sums.pop()
-            sizes[-2] += sizes.pop()
+            last_sum, last_size = sums.pop(), sizes.pop()
+            sums[-1] += last_sum
+            sizes[-1] += last_size
     return Calibration(np.array(starts), np.array(sums) / np.array(sizes))
 
 

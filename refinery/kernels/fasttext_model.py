@@ -4,20 +4,24 @@
 `open_classifier` refuses a model whose card says another version than this code.
 
 **Determinism.** fastText trains with one thread and a seed; lines are first put into the order of their hashes, so the
-model does not depend on the order in which they come. Same lines, same build, same CPU type: same file.
+model does not depend on the order in which they come. Same lines, same build, same CPU type: same file. One trap stands
+in the way: with ``thread=1`` fastText (0.9.2, 0.9.3) draws only the first tenth of its input matrix and leaves the rest
+as malloc returned it. Matrices over 32 MB come as zero pages; smaller ones hold old memory, and training gives another
+model each time or stops with NaN. `_zeroed_memory` makes every new block zero (glibc).
 
 Prediction goes through the library's C++ object: its Python ``predict(str)`` fails under numpy 2, and builds arrays.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +37,7 @@ LABEL_PREFIX = "__label__"
 EMPTY_SCORE = 0.0
 """Score of a document without tokens: nothing speaks for it."""
 
+_M_PERTURB = -6  # malloc.h
 _MAGIC, _NEWEST_FORMAT = 793712314, 12  # first two int32 of a model file
 _NUM_SORT_FILES = 64
 
@@ -279,20 +284,40 @@ def load_model(path: Path, sha256: str | None = None) -> tuple[Any, str]:
 
 
 def _train(library: Any, train_file: Path, settings: TrainSettings) -> Any:
-    return library.train_supervised(
-        input=str(train_file),
-        dim=settings.dim,
-        epoch=settings.epoch,
-        lr=settings.lr,
-        wordNgrams=settings.word_ngrams,
-        bucket=settings.bucket,
-        minCount=settings.min_count,
-        seed=settings.seed,
-        minn=0,
-        maxn=0,
-        thread=1,
-        verbose=0,
-    )
+    try:
+        with _zeroed_memory():
+            return library.train_supervised(
+                input=str(train_file),
+                dim=settings.dim,
+                epoch=settings.epoch,
+                lr=settings.lr,
+                wordNgrams=settings.word_ngrams,
+                bucket=settings.bucket,
+                minCount=settings.min_count,
+                seed=settings.seed,
+                minn=0,
+                maxn=0,
+                thread=1,
+                verbose=0,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"fastText training failed ({error}) with lr {settings.lr}, min_count {settings.min_count}; "
+            "lower lr if it met NaN, lower min_count if no word is left"
+        ) from error
+
+
+@contextmanager
+def _zeroed_memory() -> Iterator[None]:
+    """Let malloc hand out zeroed blocks; where the C library has no ``mallopt`` (not glibc), change nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_PERTURB, 0xFF)  # blocks are filled with the complement
+    try:
+        yield
+    finally:
+        if mallopt is not None:
+            mallopt(_M_PERTURB, 0)
 
 
 def _write_in_hash_order(lines: Iterable[tuple[str, bytes]], folder: Path, out: Path) -> dict[str, int]:

@@ -37,8 +37,7 @@ DEFAULT_NUM_BUCKETS = 10_000
 _M = np.uint64(0xA0761D6478BD642F)
 _R = np.uint64(0xE7037ED1A0B428DB)
 _S32 = np.uint64(32)
-_FOLDED = 0xFFFFFF
-_VISIBLE_KINDS = (1, 2, 3)  # word, single, mark in the scan table's top byte
+_BREAK, _WORD, _SINGLE, _MARK = range(4)  # kinds in the scan table's top byte
 
 
 class WeightSums(NamedTuple):
@@ -122,16 +121,17 @@ def bucket_words(
 
 def _visible(raw: bytes, table: np.ndarray) -> str:
     """Return what the scan saw of a piece of text: folded words with one space between."""
-    pieces: list[str] = []
+    seen = ""
     for character in raw.decode("utf-8", "replace"):
-        entry = int(table[ord(character)]) if ord(character) < len(table) else 0
-        kind = entry >> 24
-        if kind in _VISIBLE_KINDS:
-            folded = chr(entry & _FOLDED)
-            pieces.append(f" {folded} " if kind == 2 else folded)
-        elif kind == 0:
-            pieces.append(" ")
-    return " ".join("".join(pieces).split())
+        code = ord(character)
+        if code >= len(table):
+            continue
+        kind, folded = int(table[code]) >> 24, chr(int(table[code]) & 0xFFFFFF)
+        if kind == _WORD or (kind == _MARK and not seen.endswith(" ") and seen):
+            seen += folded
+        elif kind in (_BREAK, _SINGLE):
+            seen += f" {folded} " if kind == _SINGLE else " "
+    return " ".join(seen.split())
 
 
 @numba.njit(cache=True, inline="always")
