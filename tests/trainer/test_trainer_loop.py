@@ -336,3 +336,20 @@ def test_trained_model_is_loaded_exported_and_sampled(source, tmp_path):
     assert len(continue_tokens(model, [3], 5)) == 5
     with pytest.raises(ConfigError, match="no checkpoint"):
         load_model(tmp_path / "nothing")
+
+
+def test_replay_keeps_what_continual_training_forgets(source, tmp_path):
+    steps = ScheduleConfig(max_lr=3e-3, warmup_steps=5)
+    learnt = train(tiny_config(steps=80, schedule=steps), source, tmp_path / "first")
+    export_hf(load_model(tmp_path / "first"), tmp_path / "hf")
+    other_law = memory_source(seed=100)
+    law_only = np.flatnonzero(other_law.rows.streams == 0)
+    arms = {"replay": other_law, "none": replace(other_law, rows=take_rows(other_law.rows, law_only))}
+    change = {}
+    for name, arm in arms.items():
+        config = tiny_config(steps=40, schedule=steps, init_from=str(tmp_path / "hf"))
+        train(config, replace(arm, validation=source.validation), tmp_path / name)
+        change[name] = json.loads((tmp_path / name / "forgetting.json").read_text())["web"]["change_nats"]
+    assert learnt.final_losses()["web"] < 3.5
+    assert change["none"] > 0.3
+    assert change["replay"] < change["none"] - 0.3
