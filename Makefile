@@ -11,6 +11,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 HAVE_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -n 1)
 
 export TOKENIZERS_PARALLELISM := false
+# numba's compile cache does not see edits in other modules: a cache per state of the kernels' source is always right.
+export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba/$(shell cat refinery/hashing.py refinery/kernels/*.py | sha256sum | cut -c1-16)
 
 .PHONY: help setup demo test check format bench schemas dist clean run status report $(STAGES)
 

@@ -56,7 +56,7 @@ def text_views(array: pa.Array | pa.ChunkedArray) -> TextViews:
         return TextViews(_read_only(np.zeros(1, dtype=np.int64)), _read_only(np.empty(0, dtype=np.uint8)))
     _, offset_buffer, data_buffer = array.buffers()[:3]
     itemsize = np.dtype(width).itemsize
-    offsets = np.frombuffer(offset_buffer, dtype=width, count=count + 1, offset=array.offset * itemsize)
+    offsets: np.ndarray = np.frombuffer(offset_buffer, dtype=width, count=count + 1, offset=array.offset * itemsize)
     data = np.empty(0, np.uint8) if data_buffer is None else np.frombuffer(data_buffer, dtype=np.uint8)
     return TextViews(_read_only(offsets.astype(np.int64, copy=False)), _read_only(data))
 

