@@ -1,7 +1,8 @@
 """Importance resampling (DSIR, 2302.03169): pick pool documents that look like a target.
 
     table[b]  = ln(p_target[b] + 1e-8) - ln(p_raw[b] + 1e-8)       p = counts / sum, over hashed n-grams (`ngrams`)
-    weight(d) = sum over the n-grams of d of table[bucket]         no length normalisation, as in the library
+    weight(d) = sum over the n-grams of d of table[bucket]         no length normalisation, as in the library;
+                                                                   `chunk_weights` brings long documents to one scale
     key(d)    = round(weight(d), 4 places) + Gumbel(seed, text_hash of d)
 
 The k documents of largest key are a sample without replacement in proportion to exp(weight) (Gumbel top-k). Keys do not
@@ -23,10 +24,12 @@ import numpy as np
 
 from refinery.errors import ConfigError, DataError, SchemaError
 from refinery.hashing import keyed_uniform
-from refinery.kernels.ngrams import weight_sums
+from refinery.kernels.ngrams import WeightSums, weight_sums
 from refinery.kernels.text import TextViews
 
 SMOOTHING = 1e-8
+CHUNK_WORDS = 128
+"""Length of the paper's examples, in words."""
 WEIGHT_STEP = 1e-4
 """Weights are multiples of this before keys are drawn: what a float sum may differ by between builds is far smaller."""
 GUMBEL_STAGE = "select.gumbel"
@@ -109,6 +112,25 @@ def log_importance(views: TextViews, log_ratio_B: np.ndarray) -> np.ndarray:
         SchemaError: the table is not a float64 vector.
     """
     return weight_sums(views, log_ratio_B).sums
+
+
+def chunk_weights(weights: WeightSums, chunk_words: int = CHUNK_WORDS) -> np.ndarray:
+    """Scale log weights to those of an average stretch of `chunk_words` words; shorter documents keep theirs.
+
+    DSIR's paper cuts its pool into 128-word pieces; its sum over whole documents grows with length (-168,000 to 102,000
+    nats on documents of 11 KB in ``benchmarks/dsir.py``), so that the longest documents decide and the noise nothing.
+
+    Args:
+        weights: from `ngrams.weight_sums` with the log ratio as table.
+        chunk_words: length of the stretch.
+    Returns: float64, shape (D,).
+
+    Raises:
+        ConfigError: `chunk_words` is not positive.
+    """
+    if chunk_words < 1:
+        raise ConfigError(f"chunk_words is {chunk_words}; it must be positive ({CHUNK_WORDS} as in the paper)")
+    return weights.sums * np.minimum(1.0, chunk_words / np.maximum(weights.num_words, 1))
 
 
 def round_weights(log_weights_D: np.ndarray) -> np.ndarray:

@@ -149,6 +149,13 @@ def _prepare_words(
                 out[at] = 0x20
                 at += 1
             at = _put(out, at, folded)
+            while kind == _WORD and position < end and data[position] < 0x80:  # the rest of an ASCII word
+                entry = table[data[position]]
+                if entry >> np.uint32(24) != _WORD:
+                    break
+                out[at] = entry & np.uint32(0xFFFFFF)
+                at += 1
+                position += 1
         out_offsets[doc + 1] = at
 
 

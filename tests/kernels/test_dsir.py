@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, DataError, SchemaError
 from refinery.kernels import dsir
-from refinery.kernels.ngrams import bucket_counts, bucket_words
+from refinery.kernels.ngrams import bucket_counts, bucket_words, weight_sums
 from refinery.kernels.text import views_of
 
 LAW = [f"The court shall decide under article {k} of the civil code whether the contract is void." for k in range(40)]
@@ -72,6 +72,19 @@ def test_keys_depend_on_their_row_alone_so_picks_are_nested(weights, seed, cut):
 
 def test_equal_keys_go_by_document_key():
     assert dsir.pick_order(np.zeros(4), np.array([7, 3, 9, 1], dtype=np.uint64)).tolist() == [3, 1, 0, 2]
+
+
+def test_chunk_weights_scale_long_documents_only():
+    table = np.linspace(-1, 1, 100)
+    text = "the court of law decides "
+    sums = weight_sums(views_of([text * 2, text * 4, text * 400, ""]), table)
+    scaled = dsir.chunk_weights(sums, 20)
+    assert scaled[:2].tolist() == sums.sums[:2].tolist()
+    assert scaled[2] == pytest.approx(sums.sums[2] / 100)
+    assert scaled[2] == pytest.approx(sums.sums[1], rel=0.1)
+    assert scaled[3] == 0.0
+    with pytest.raises(ConfigError, match="chunk_words"):
+        dsir.chunk_weights(sums, 0)
 
 
 def test_noise_below_the_rounding_step_changes_nothing():
