@@ -37,6 +37,22 @@ def keep_mask(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> np
     return mask
 
 
+def read_labels(workdir: str, part: int, columns: Sequence[str], upto: Sequence[str]) -> pa.Table:
+    """Read narrow document columns of a whole part; ``lang`` is the detected language once `screen` has run."""
+    table = part_files.read_part(workdir, "ingest", "documents", part, columns)
+    return _with_language(workdir, part, table, upto)
+
+
+def _with_language(
+    workdir: str, part: int, table: pa.Table, upto: Sequence[str], rows: np.ndarray | None = None
+) -> pa.Table:
+    if "screen" not in upto or "lang" not in table.column_names:
+        return table
+    lang = part_files.read_part(workdir, "screen", "language", part, ["lang"]).column("lang")
+    lang = lang if rows is None else lang.take(pa.array(rows))
+    return table.set_column(table.column_names.index("lang"), "lang", lang)
+
+
 def drop_causes(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> list[str | None]:
     """Return for each row the first reason for which a stage of `upto` dropped it, or None."""
     causes: list[str | None] = [None] * num_rows
@@ -57,7 +73,7 @@ def read_survivors(
     Args:
         workdir: the run's folder.
         part: part number.
-        columns: document columns; ``text`` comes with every earlier cut applied.
+        columns: document columns; ``text`` comes with every earlier cut applied, ``lang`` as `read_labels` has it.
         upto: deciding stages before the caller, in order.
         slice_rows: documents per slice; bounds memory, never changes results.
     """
@@ -73,7 +89,8 @@ def read_survivors(
                 table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
                 if len(rows) < batch.num_rows:
                     table = table.take(rows)
-                yield _with_cuts(Survivors(rows + start, table.select(list(columns))), cuts)
+                table = _with_language(workdir, part, table.select(list(columns)), upto, rows + start)
+                yield _with_cuts(Survivors(rows + start, table), cuts)
             start += batch.num_rows
 
 

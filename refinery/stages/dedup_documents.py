@@ -29,7 +29,7 @@ from refinery.errors import ConfigError
 from refinery.hashing import key_prefix_uint64, stage_seed
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.io.survivors import keep_mask, read_survivors
+from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.lsh import band_keys
 from refinery.kernels.minhash import MinHashConfig, signatures_of_text
 from refinery.kernels.shingles import words_hash
@@ -43,11 +43,10 @@ from refinery.stages.workspace import (
     Run,
     check_conservation,
     commit_stage,
-    decision_stages,
-    need_stage,
     part_entries,
     stage_fingerprint,
     up_to_date,
+    upstream_of,
 )
 
 NAME = "dedup_documents"
@@ -85,24 +84,19 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     settings = recipe.dedup_documents
     if settings is None:
         raise ConfigError("the recipe has no dedup_documents section; add one or leave the stage out")
-    upto = tuple(decision_stages(recipe, NAME))
-    ingest = need_stage(recipe.workdir, "ingest")
-    upstream = [need_stage(recipe.workdir, s) for s in upto]
+    upto, upstream, seen = upstream_of(run_, NAME)
     recipe_slice = {
         **settings.model_dump(mode="json"),
         "seed": recipe.seed,
         "sources": [i.source for i in recipe.inputs],
     }
-    inputs = {"ingest": ingest.content_hash, **{m.stage: m.content_hash for m in upstream}}
+    inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    hashes = ingest.part_hashes("documents")
-    masks = [m.part_hashes("decisions") for m in upstream]
-    seen = {p: fingerprint_of(h, [m[p] for m in masks]) for p, h in hashes.items()}
     task = DedupTask(recipe.workdir, recipe.seed, recipe_slice, upto, run_.slice_rows, seen)
-    parts = sorted(hashes)
+    parts = sorted(seen)
     keyed = run_part_tasks(run_.spark, parts, functools.partial(keys_part, task), run_.report_progress(NAME))
     clusters = _find_clusters(run_, task, parts, fingerprint)
     _write_clusters(task, clusters, fingerprint)
@@ -110,7 +104,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         run_.spark, parts, functools.partial(decisions_part, task, fingerprint, clusters.part_hashes())
     )
     counts = merge_counts(r["counts"] for r in decided)
-    check_conservation(NAME, (upstream[-1] if upstream else ingest).counts, counts)
+    check_conservation(NAME, upstream[-1].counts, counts)
     manifest = StageManifest(
         stage=NAME,
         fingerprint=fingerprint,
@@ -238,7 +232,7 @@ def decisions_part(task: DedupTask, fingerprint: str, cluster_hashes: dict[int, 
     print_ = fingerprint_of(NAME, ALGORITHM_VERSION, task.upstream[part], cluster_hashes.get(part, ""))
     found = part_files.found_part(path, print_)
     if found is None:
-        documents = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id", *TALLY_COLUMNS])
+        documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         count = documents.num_rows
         entered = keep_mask(task.workdir, part, count, task.upto)
         reasons = np.full(count, None, dtype=object)

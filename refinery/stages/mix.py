@@ -21,7 +21,7 @@ from refinery.contracts.tables import DECISIONS, SELECTION
 from refinery.errors import ConfigError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask
+from refinery.io.survivors import keep_mask, read_labels
 from refinery.kernels.mixing import MixRequest, StreamSupply, largest_budget, natural_shares, plan_mix
 from refinery.recipe import Mix, Recipe
 from refinery.shards.manifest import StreamKey
@@ -32,11 +32,11 @@ from refinery.stages.workspace import (
     Run,
     check_conservation,
     commit_stage,
-    decision_stages,
     need_stage,
     part_entries,
     stage_fingerprint,
     up_to_date,
+    upstream_of,
 )
 
 NAME = "mix"
@@ -72,9 +72,8 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     started = time.monotonic()
     recipe = run_.recipe
     mix = _section(recipe)
-    upto = tuple(decision_stages(recipe, NAME))
     tokens = need_stage(recipe.workdir, "tokenize")
-    upstream = [need_stage(recipe.workdir, s) for s in ("ingest", *upto)]
+    upto, upstream, seen = upstream_of(run_, NAME)
     recipe_slice = {**mix.model_dump(mode="json"), "seed": recipe.seed}
     inputs = {m.stage: m.content_hash for m in [*upstream, tokens]}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
@@ -82,7 +81,8 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     if done is not None:
         return done
     ceilings, facts = plan_streams(mix, tokens.counts)
-    seen = _upstream_hashes([*upstream, tokens])
+    counted = tokens.part_hashes("tokens")
+    seen = {part: fingerprint_of(before, counted[part]) for part, before in seen.items()}
     task = MixTask(recipe.workdir, recipe.seed, upto, seen, {})
     limits = _limits(run_, task, ceilings, tokens.counts)
     task = MixTask(**{**task.__dict__, "limits": limits})
@@ -107,11 +107,6 @@ def _section(recipe: Recipe) -> Mix:
     if recipe.mix is None:
         raise ConfigError("the recipe has no mix section; say token shares per domain")
     return recipe.mix
-
-
-def _upstream_hashes(manifests: Sequence[StageManifest]) -> dict[int, str]:
-    tables = [m.part_hashes(t) for m in manifests for t in ("documents", "decisions", "tokens") if m.part_hashes(t)]
-    return {p: fingerprint_of([t[p] for t in tables]) for p in tables[0]}
 
 
 def supplies_of(counts: Sequence[CountRow]) -> list[StreamSupply]:
@@ -248,7 +243,7 @@ def key_histogram(
 def _part_columns(task: MixTask, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return stream names, selection keys, token counts and who entered, one entry per row of the part."""
     columns = ["doc_key", "domain", "role", "lang", "split"]
-    documents = part_files.read_part(task.workdir, "ingest", "documents", part, columns)
+    documents = read_labels(task.workdir, part, columns, task.upto)
     counts = part_files.read_part(task.workdir, "tokenize", "tokens", part, ["num_tokens"]).column("num_tokens")
     labels = zip(*(documents.column(c).to_pylist() for c in columns[1:]), strict=True)
     cached = functools.cache(stream_name)
@@ -267,7 +262,7 @@ def selection_part(task: MixTask, part: int) -> dict[str, Any]:
     decisions = part_files.found_part(decisions_path, print_)
     if selection is None or decisions is None:
         names, keys, tokens, entered = _part_columns(task, part)
-        documents = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id", *TALLY_COLUMNS])
+        documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         highest = np.array([task.limits.get(name, -1) for name in names], dtype=object)
         packed = np.array([int(k) <= h for k, h in zip(keys.tolist(), highest, strict=True)], dtype=bool)
         reasons = np.where(packed, None, np.where(highest < 0, "mix.no_share", "mix.over_ceiling"))

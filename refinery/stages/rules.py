@@ -18,10 +18,10 @@ from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_cou
 from refinery.contracts.tables import DECISIONS
 from refinery.errors import ConfigError
 from refinery.io import parts as part_files
-from refinery.io.survivors import read_survivors
+from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.decide import decide
 from refinery.kernels.preset import Rule, load_preset, load_rules
-from refinery.kernels.signals import SIGNALS, signal_schema, signals
+from refinery.kernels.signals import signal_batch, signal_schema, signals
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.stages.decisions import decisions_table, located
@@ -31,10 +31,10 @@ from refinery.stages.workspace import (
     Run,
     check_conservation,
     commit_stage,
-    need_stage,
     part_entries,
     stage_fingerprint,
     up_to_date,
+    upstream_of,
 )
 
 NAME = "rules"
@@ -51,9 +51,10 @@ class RulesTask:
     rules: tuple[Rule, ...]
     masks: dict[str, int]
     """Domain -> which rules hold for it, one bit a rule."""
+    upto: tuple[str, ...]
     slice_rows: int
-    documents: dict[int, str]
-    """Part -> content hash of its documents."""
+    upstream: dict[int, str]
+    """Part -> hash of its documents and of the decisions before this stage."""
     rules_identity: str
 
 
@@ -86,25 +87,24 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     started = time.monotonic()
     recipe = run_.recipe
     rules, masks = recipe_rules(recipe)
-    ingest = need_stage(recipe.workdir, "ingest")
+    upto, upstream, seen = upstream_of(run_, NAME)
     recipe_slice = {"rules": [rule._asdict() | {"langs": list(rule.langs)} for rule in rules], "masks": masks}
-    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, {"ingest": ingest.content_hash})
+    inputs = {m.stage: m.content_hash for m in upstream}
+    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    task = RulesTask(
-        recipe.workdir, rules, masks, run_.slice_rows, ingest.part_hashes("documents"), fingerprint_of(recipe_slice)
-    )
+    task = RulesTask(recipe.workdir, rules, masks, upto, run_.slice_rows, seen, fingerprint_of(recipe_slice))
     work = functools.partial(rules_part, task)
-    results = run_part_tasks(run_.spark, sorted(task.documents), work, run_.report_progress(NAME))
+    results = run_part_tasks(run_.spark, sorted(seen), work, run_.report_progress(NAME))
     counts = merge_counts(r["counts"] for r in results)
-    check_conservation(NAME, ingest.counts, counts)
+    check_conservation(NAME, upstream[-1].counts, counts)
     manifest = StageManifest(
         stage=NAME,
         fingerprint=fingerprint,
         algorithm_version=ALGORITHM_VERSION,
         recipe_slice=recipe_slice,
-        inputs={"ingest": ingest.content_hash},
+        inputs=inputs,
         parts=part_entries("signals", results, "signals") + part_entries("decisions", results, "decisions"),
         counts=counts,
         facts={
@@ -119,7 +119,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
 
 def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     """Make sure that one part has its signals and its decisions."""
-    signals_print = fingerprint_of("signals", SIGNALS_VERSION, task.documents[part])
+    signals_print = fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part])
     path = part_files.part_path(task.workdir, NAME, "signals", part)
     signals_file = part_files.found_part(path, signals_print) or part_files.write_part(
         path, _compute_signals(task, part), signals_schema(), signals_print
@@ -138,26 +138,34 @@ def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
 
 
 def _compute_signals(task: RulesTask, part: int) -> pa.Table:
-    schema = signals_schema()
-    batches = [schema.empty_table()]
-    for piece in read_survivors(task.workdir, part, ["doc_id", "text"], (), task.slice_rows):
-        columns = signals(text_views(piece.table.column("text")))
-        batches.append(pa.table({"doc_id": piece.table.column("doc_id"), **{s.name: columns[s.name] for s in SIGNALS}}))
-    return pa.concat_tables([b.cast(schema) for b in batches])
+    """Return the part's signals, aligned; null for documents that an earlier stage dropped."""
+    ids = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id"]).column("doc_id")
+    rows: list[np.ndarray] = []
+    batches: list[pa.RecordBatch] = []
+    for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
+        batches.append(signal_batch(signals(text_views(piece.table.column("text")))))
+        rows.append(piece.rows)
+    computed = pa.Table.from_batches(batches, signal_schema())
+    place = np.full(len(ids), -1, dtype=np.int64)
+    found = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
+    place[found] = np.arange(len(found))
+    aligned = computed.take(pa.array(place, mask=place < 0))
+    return pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
 
 
 def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
     table = part_files.read_part(task.workdir, NAME, "signals", part)
-    documents = part_files.read_part(task.workdir, "ingest", "documents", part, list(TALLY_COLUMNS))
-    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    documents = read_labels(task.workdir, part, list(TALLY_COLUMNS), task.upto)
+    entered = keep_mask(task.workdir, part, table.num_rows, task.upto)
+    columns = {name: table.column(name).fill_null(0).to_numpy() for name in table.column_names}
     bits = decide(columns, task.rules, documents.column("lang").to_pylist()).rule_bits
     bits &= np.array([task.masks[d] for d in documents.column("domain").to_pylist()], dtype=np.int64)
+    bits = np.where(entered, bits, 0)
     first = [(b & -b).bit_length() - 1 for b in bits.tolist()]
     reasons = pa.array([f"{NAME}.{task.rules[i].name}" if i >= 0 else None for i in first], pa.string())
-    entered = np.ones(table.num_rows, dtype=bool)
     decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=bits)
     result = {
-        "counts": tally(documents, None, reasons),
+        "counts": tally(documents, entered, reasons),
         "cut_by_rule": [int(((bits >> i) & 1).sum()) for i in range(len(task.rules))],
         "cut_by_rule_alone": [int((bits == np.int64(1) << i).sum()) for i in range(len(task.rules))],
     }

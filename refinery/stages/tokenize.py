@@ -24,7 +24,7 @@ from refinery.errors import ConfigError
 from refinery.hashing import key_prefix_uint64, sha256_hex
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.io.survivors import keep_mask, read_survivors
+from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.stages.decisions import located
@@ -34,11 +34,10 @@ from refinery.stages.workspace import (
     Run,
     check_conservation,
     commit_stage,
-    decision_stages,
-    need_stage,
     part_entries,
     stage_fingerprint,
     up_to_date,
+    upstream_of,
 )
 from refinery.tokenization.encode import open_encoder
 from refinery.tokenization.health import health
@@ -75,23 +74,18 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     recipe = run_.recipe
     if recipe.tokenizer is None:
         raise ConfigError("the recipe has no tokenizer section; add `tokenizer: {train: ...}` or `{path: ...}`")
-    upto = tuple(decision_stages(recipe, NAME))
-    ingest = need_stage(recipe.workdir, "ingest")
-    upstream = [need_stage(recipe.workdir, s) for s in upto]
-    last = upstream[-1] if upstream else ingest
+    upto, upstream, seen = upstream_of(run_, NAME)
+    last = upstream[-1]
     origin, recipe_slice = _origin(recipe)
-    inputs = {"ingest": ingest.content_hash, **{m.stage: m.content_hash for m in upstream}}
+    inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None and load_info(storage.join(recipe.workdir, NAME, "tokenizer")).sha256 == done.facts["sha256"]:
         return done
-    hashes = ingest.part_hashes("documents")
-    masks = [m.part_hashes("decisions") for m in upstream]
-    seen = {p: fingerprint_of(h, [m[p] for m in masks]) for p, h in hashes.items()}
     sample_bytes = origin.sample_bytes if isinstance(origin, TokenizerRecipe) else 0
     thresholds = _thresholds(recipe, last.counts, sample_bytes)
     task = TokenizeTask(recipe.workdir, recipe.seed, upto, run_.slice_rows, seen, thresholds)
-    parts = sorted(hashes)
+    parts = sorted(seen)
     sampled = run_part_tasks(run_.spark, parts, functools.partial(sample_part, task), None)
     folder = _vocabulary(recipe.workdir, origin, parts, fingerprint_of([r["sample"]["content_hash"] for r in sampled]))
     info = load_info(folder)
@@ -233,7 +227,7 @@ def encode_part(task: TokenizeTask, part: int) -> dict[str, Any]:
     encoder = open_encoder(task.tokenizer, task.tokenizer_sha256)
     found = part_files.found_part(path, print_)
     if found is None:
-        documents = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id", *TALLY_COLUMNS])
+        documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         count = documents.num_rows
         entered = keep_mask(task.workdir, part, count, task.upto)
         lengths = np.zeros(count, dtype=np.int64)

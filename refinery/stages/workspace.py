@@ -103,10 +103,25 @@ def input_hashes(run: Run, stages: Sequence[str]) -> dict[str, str]:
 
 def decision_stages(recipe: Recipe, before: str) -> list[str]:
     """Return the stages before one that decide about documents, in order."""
-    deciding = ("rules", "dedup_documents", "mix")
+    deciding = ("screen", "rules", "quality", "select", "dedup_documents", "dedup_sentences", "mix")
     order = recipe.stages()
     upto = order.index(before) if before in order else len(order)
     return [s for s in order[:upto] if s in deciding]
+
+
+def upstream_of(run: Run, stage: str) -> tuple[tuple[str, ...], list[StageManifest], dict[int, str]]:
+    """Return what stands before a stage.
+
+    Returns: (deciding stages before it, manifests of ingest and of those, part -> hash of what the stage reads of it).
+
+    Raises:
+        ConfigError: one of them has not been run.
+    """
+    upto = tuple(decision_stages(run.recipe, stage))
+    manifests = [need_stage(run.workdir, s) for s in ("ingest", *upto)]
+    tables = [m.part_hashes(t) for m in manifests for t in ("documents", "language", "decisions", "cuts")]
+    seen = {p: fingerprint_of([t[p] for t in tables if p in t]) for p in tables[0]}
+    return upto, manifests, seen
 
 
 def stage_fingerprint(stage: str, version: int, recipe_slice: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
