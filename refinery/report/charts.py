@@ -157,16 +157,19 @@ def _chart(body: str, x_name: str, y_name: str, label: str) -> Markup:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return round numbers that span [low, high]: 1, 2 or 5 times a power of ten apart."""
+    """Return round numbers that span [low, high]: 1, 2 or 5 times a power of ten apart.
+
+    A range too narrow to be told from one value is widened upwards.
+    """
     if not math.isfinite(low) or not math.isfinite(high):
         return [0.0, 1.0]
-    if high <= low:
-        high = low + (abs(low) * 0.1 or 1.0)
+    if high - low <= max(abs(low), abs(high), 1e-90) * 1e-9:
+        high = low + (abs(low) * 0.1 if abs(low) > 1e-90 else 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [i * step for i in range(first, last + 1)]
 
 
 def _tick_text(value: float, among: Sequence[float]) -> str:

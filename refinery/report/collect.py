@@ -137,6 +137,7 @@ def _drops(manifests: Sequence[StageManifest], ratio: TokenRatio) -> list[Drop]:
                 reason,
                 kind,
                 _sum(ratio.amount(r, estimated=estimated) for r in rows),
+                estimated,
                 {d: _by(rows, d, ratio, estimated=estimated) for d in DIMENSIONS},
             )
             for (kind, reason), rows in grouped.items()
@@ -227,6 +228,7 @@ def _mix(manifests: Mapping[str, StageManifest]) -> Mix | None:
                 epochs,
             )
         )
+    rows.sort(key=lambda row: (-row.asked_frac, row.name))
     return Mix(facts["budget_tokens"], len(facts["phases"]), rows, facts.get("natural_shares", {}), realised)
 
 

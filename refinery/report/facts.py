@@ -46,6 +46,8 @@ class Drop:
     reason: str
     kind: str
     amount: Amount
+    estimated: bool
+    """As `Flow.estimated`."""
     by: Mapping[str, Mapping[str, Amount]]
     """Dimension -> value -> amount."""
 
@@ -143,8 +145,8 @@ class Packing:
     @property
     def total(self) -> PackedStream:
         """All streams together."""
-        sums = [sum(getattr(s, n) for s in self.streams) for n in ("rows", "docs", "tokens", "padding_tokens")]
-        return PackedStream("all", *sums, sum(s.utf8_bytes for s in self.streams))
+        columns = ("rows", "docs", "tokens", "padding_tokens", "utf8_bytes")
+        return PackedStream("all", **{c: sum(getattr(s, c) for s in self.streams) for c in columns})
 
 
 @dataclass(frozen=True)

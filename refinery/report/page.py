@@ -76,6 +76,8 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
         "percent": visible.percent,
         "duration": visible.duration,
         "plain": visible.plain,
+        "token": visible.token,
+        "name": visible.breakable,
         "stem": stem,
         "stream_title": stream_title,
         "stage_title": lambda stage: _STAGE_TITLES.get(stage, stage),

@@ -242,7 +242,7 @@ def word_diff(left: str, right: str, max_chars: int = MAX_EXCERPT_CHARS) -> list
     """
     a, b = _WORDS.findall(left), _WORDS.findall(right)
     pieces: list[tuple[str, str]] = []
-    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+    for kind, a0, a1, b0, b1 in _readable_opcodes(a, b):
         if kind == "equal":
             pieces += _shortened(a[a0:a1], is_first=not pieces, is_last=a1 == len(a) and b1 == len(b))
             continue
@@ -251,6 +251,21 @@ def word_diff(left: str, right: str, max_chars: int = MAX_EXCERPT_CHARS) -> list
         if b1 > b0:
             pieces.append(("added", "".join(b[b0:b1])))
     return _bounded(pieces, max_chars)
+
+
+def _readable_opcodes(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+    """Return difflib's opcodes with white space taken as equal, and changes that only it parts taken together."""
+    left, right = ([" " if word.isspace() else word for word in words] for words in (a, b))
+    codes = difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+    merged: list[tuple[str, int, int, int, int]] = []
+    for index, (kind, a0, a1, b0, b1) in enumerate(codes):
+        inside = 0 < index < len(codes) - 1 and all(word == " " for word in left[a0:a1])
+        changed = kind != "equal" or inside
+        if changed and merged and merged[-1][0] == "change":
+            merged[-1] = ("change", merged[-1][1], a1, merged[-1][3], b1)
+        else:
+            merged.append(("change" if changed else "equal", a0, a1, b0, b1))
+    return merged
 
 
 def _shortened(words: Sequence[str], *, is_first: bool, is_last: bool) -> list[tuple[str, str]]:

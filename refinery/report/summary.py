@@ -81,7 +81,7 @@ def _what_mix_left(facts: RunFacts) -> str:
     )
     if not flow.dropped.docs:
         return took + "; nothing was left over."
-    return took + f"; {plural(flow.dropped.docs, 'good document')} were not needed and stay for larger budgets."
+    return took + f"; {plural(flow.dropped.docs, 'good document')} beyond that stay for larger budgets."
 
 
 def _shards(facts: RunFacts) -> str:
@@ -90,7 +90,7 @@ def _shards(facts: RunFacts) -> str:
         return ""
     total = packing.total
     return (
-        f"They fill {plural(total.rows, 'row')} of {packing.sequence_length:,} tokens to "
+        f"Packed, they fill {plural(total.rows, 'row')} of {packing.sequence_length:,} tokens to "
         f"{percent(total.fill_frac, 2)}, with {plural(packing.dropped_tokens, 'token')} lost."
     )
 

@@ -11,6 +11,8 @@ _HIDDEN = re.compile(
     "\U000e0000-\U000e007f]"
 )
 """Controls (tab and line feed apart), zero-width characters, bidirectional controls, tags: they hide or reorder."""
+NO_BREAK = "\u00a0"
+"""Between a number and its unit."""
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -24,6 +26,16 @@ def visible(text: str) -> Markup:
         end = match.end()
     pieces.append(str(escape(text[end:])))
     return Markup("".join(pieces))  # noqa: S704 - every piece is escaped above
+
+
+def breakable(text: str) -> Markup:
+    """Return a name as `visible` does, with places where a narrow column may break it."""
+    return Markup(re.sub(r"([_./])", r"\1<wbr>", str(visible(text)))) if "&" not in text else visible(text)  # noqa: S704
+
+
+def token(text: str) -> str:
+    """Return a token with its white space drawn, so that a run of spaces can be seen."""
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
 
 
 def plain(text: str) -> str:
@@ -46,7 +58,7 @@ def size(num_bytes: float | None) -> str:
         value /= 1000
         unit += 1
     digits = 0 if unit == 0 or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:,.{digits}f} {_UNITS[unit]}"
+    return f"{value:,.{digits}f}{NO_BREAK}{_UNITS[unit]}"
 
 
 def percent(frac: float | None, digits: int = 1) -> str:
@@ -55,8 +67,8 @@ def percent(frac: float | None, digits: int = 1) -> str:
         return "–"
     least = 10**-digits
     if 0 < abs(frac * 100) < least / 2:
-        return f"< {least:.{digits}f} %"
-    return f"{frac * 100:.{digits}f} %"
+        return f"<{NO_BREAK}{least:.{digits}f}{NO_BREAK}%"
+    return f"{frac * 100:.{digits}f}{NO_BREAK}%"
 
 
 def duration(seconds: float | None) -> str:
