@@ -66,7 +66,7 @@ bench: setup ## measure: MB/s per core by stage, kernels, growth
 	$(BIN)/python benchmarks/pipeline.py
 
 schemas: setup ## write schemas/ from the code
-	$(BIN)/python -m refinery.contracts.export schemas
+	$(BIN)/python -m refinery.schemas_export schemas
 
 dist: setup ## build the wheel and the zip that spark-submit ships
 	rm -rf dist build && $(BIN)/python -m pip wheel -q --no-deps -w dist . && cp dist/refinery-*.whl dist/refinery.zip
