@@ -7,6 +7,7 @@ atomic by itself. Temporary names carry a random attempt id, so two attempts of 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,16 @@ def remove(path: str) -> None:
 
 
 def sweep_temporaries(folder: str) -> int:
-    """Remove temporary files that a killed attempt left in a local folder tree; return how many."""
+    """Remove temporary files and folders that a killed attempt left in a local folder tree; return how many.
+
+    Names: ``.NAME.tmp`` (parts, manifests, checkpoints) and ``.NAME.tmp-ATTEMPT`` (shards).
+    """
     if not is_local(folder) or not local_path(folder).is_dir():
         return 0
-    leftovers = list(local_path(folder).rglob(".*.tmp"))
+    leftovers = [p for pattern in (".*.tmp", ".*.tmp-*") for p in local_path(folder).rglob(pattern)]
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return len(leftovers)
