@@ -311,8 +311,11 @@ def _number_repeated_keys(
     numbered = base.join(repeated, "base").withColumn(
         "n", f.row_number().over(Window.partitionBy("base").orderBy("doc_id")) - 1
     )
+    # A part that an earlier run numbered may stand beside others that changed since: its stale numbers go, too.
+    stale = base.where("doc_key != base").join(repeated, "base", "left_anti").select("doc_id", f.lit(0).alias("n"))
+    stale = stale.union(numbered.where("n = 0 and doc_key != base").select("doc_id", "n"))
     by_part: dict[int, list[tuple[int, int]]] = {}
-    for row in numbered.where("n > 0").select("doc_id", "n").collect():
+    for row in numbered.where("n > 0").select("doc_id", "n").union(stale).collect():
         by_part.setdefault(row["doc_id"] >> PART_SHIFT, []).append((row["doc_id"] & 0xFFFFFFFF, row["n"]))
     if not by_part:
         return results
@@ -337,7 +340,7 @@ def renumber_part(
     keys, bases = table.column("doc_key").to_pylist(), table.column("key_base").to_pylist()
     for row, n in repeats[part]:
         base = bases[row] or keys[row]
-        bases[row], keys[row] = base, hex_key(base, n)
+        bases[row], keys[row] = (base, hex_key(base, n)) if n else (None, base)
     table = table.set_column(table.column_names.index("doc_key"), "doc_key", pa.array(keys, pa.string()))
     table = table.set_column(table.column_names.index("key_base"), "key_base", pa.array(bases, pa.string()))
     result = found.result if found else {}

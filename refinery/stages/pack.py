@@ -11,7 +11,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from refinery import __version__
 from refinery.contracts.manifest import StageManifest, fingerprint_of
-from refinery.errors import ConfigError, DataError
+from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
@@ -37,7 +37,6 @@ from refinery.shards.manifest import (
     StreamKey,
     TokenizerInfo,
     build_manifest,
-    load_manifest,
 )
 from refinery.shards.plan import MixPlan, first_plan, plan_bytes, realise
 from refinery.shards.verify import verify_dataset
@@ -100,6 +99,8 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     if done is not None and _stands(recipe.workdir, done):
         return done
     task = _task(recipe, mix, tokens, fingerprint)
+    if force:
+        task = replace(task, done=frozenset())
     parts = sorted(mix.part_hashes("selection"))
     rows = map_parts(run_.spark, parts, functools.partial(selected_rows, task), _ROWS)
     apply_groups(rows, ["shard"], functools.partial(pack_shard, task))
@@ -123,8 +124,14 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
 
 
 def _stands(workdir: str, done: StageManifest) -> bool:
-    path = shards_folder(workdir) / "manifest.json"
-    return path.is_file() and load_manifest(path).content_hash == done.facts["shard_content_hash"]
+    """Say whether the shards of a finished stage are all there, in the right sizes."""
+    root = shards_folder(workdir)
+    if not (root / "manifest.json").is_file() or not (root / "plan" / f"{PLAN_NAME}.json").is_file():
+        return False
+    try:
+        return verify_dataset(root, "start").content_hash == done.facts["shard_content_hash"]
+    except IntegrityError:
+        return False
 
 
 def _task(recipe: Recipe, mix: StageManifest, tokens: StageManifest, fingerprint: str) -> PackTask:

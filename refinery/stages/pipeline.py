@@ -11,7 +11,7 @@ from refinery.errors import ConfigError
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER, Recipe
 from refinery.stages import dedup_documents, ingest, mix, pack, rules, tokenize, train
-from refinery.stages.workspace import Run, hold_lock, load_stage
+from refinery.stages.workspace import Run, forget_stage, hold_lock, load_stage
 
 StageFunction = Callable[..., StageManifest]
 
@@ -36,6 +36,8 @@ def run_stage(run_: Run, name: str, *, force: bool = False) -> StageManifest:
         raise ConfigError(f"recipe {run_.recipe.name} has no stage {name}; it has {', '.join(run_.recipe.stages())}")
     if name == "train":
         run_.stop_session()  # the trainer gets the memory
+    if force and name != "train":  # the trainer sets an earlier model aside itself
+        forget_stage(run_.workdir, name)
     return STAGES[name](run_, force=force)
 
 

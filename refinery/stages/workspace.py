@@ -143,6 +143,14 @@ def up_to_date(workdir: str, stage: str, fingerprint: str) -> StageManifest | No
     return manifest
 
 
+def forget_stage(workdir: str, stage: str) -> None:
+    """Remove a stage's manifest and part files, so that the next run makes every one of them again."""
+    storage.remove(manifest_path(workdir, stage))
+    for table in storage.list_names(storage.join(workdir, stage)):
+        for part in part_files.part_numbers(workdir, stage, table):
+            storage.remove(part_files.part_path(workdir, stage, table, part))
+
+
 def commit_stage(run: Run, manifest: StageManifest, started: float) -> StageManifest:
     """Seal a manifest and write it last: from here on the stage is complete."""
     volatile = {
@@ -179,18 +187,21 @@ def part_entries(table: str, results: Sequence[Mapping[str, Any]], key: str) -> 
 
 
 def check_conservation(stage: str, entered: Sequence[CountRow], left: Sequence[CountRow]) -> None:
-    """Check that documents and bytes that entered a stage left it kept, dropped or cut.
+    """Check that documents, bytes and (once known) tokens that entered a stage left it kept, dropped or cut.
 
     Raises:
         IntegrityError: with both sums, if they differ.
     """
     docs_in = sum(c.docs for c in entered if c.kind == "kept")
     bytes_in = sum(c.bytes for c in entered if c.kind == "kept")
+    tokens_in = sum(c.tokens for c in entered if c.kind == "kept")
     docs_out = sum(c.docs for c in left if c.kind != "cut")
     bytes_out = sum(c.bytes for c in left)
-    if (docs_in, bytes_in) != (docs_out, bytes_out):
+    tokens_out = sum(c.tokens for c in left) if tokens_in else 0  # tokenize counts them first
+    if (docs_in, bytes_in, tokens_in) != (docs_out, bytes_out, tokens_out):
         raise IntegrityError(
-            f"{stage}: {docs_in} documents with {bytes_in} bytes came in, {docs_out} with {bytes_out} are accounted for"
+            f"{stage}: {docs_in} documents with {bytes_in} bytes and {tokens_in} tokens came in, {docs_out} with "
+            f"{bytes_out} and {tokens_out} are accounted for; run the stage again with --force"
         )
 
 
