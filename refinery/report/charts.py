@@ -17,7 +17,7 @@ from refinery.report.visible import number, plain
 NUM_COLOURS = 8
 """Classes ``c0`` to ``c7`` of the style sheet; further series begin again with another dash."""
 _WIDTH, _HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 42
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def histogram(
     per_unit = (_HEIGHT - _TOP - _BOTTOM) / y_ticks[-1]
     floor = _HEIGHT - _BOTTOM
     body = [_grid_line(floor - y * per_unit, _tick_text(y, y_ticks)) for y in y_ticks]
-    every = math.ceil(len(bins) / 7)
+    every = math.ceil(len(bins) / 6)
     for index, (name, height) in enumerate(bins):
         x, tall = _LEFT + index * step, height * per_unit
         if height > 0:
@@ -172,12 +172,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def short_number(value: float) -> str:
+    """Return a number in at most about six characters: ``0.25``, ``525``, ``1.05 k``, ``3.1 M``."""
+    for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= bound:
+            return f"{value / bound:.3g} {unit}"
+    return f"{value:.3g}"
+
+
 def _tick_text(value: float, among: Sequence[float]) -> str:
     step = among[1] - among[0] if len(among) > 1 else 1.0
     if abs(value) >= 10_000 or step >= 1_000:
-        for bound, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= bound:
-                return f"{value / bound:g} {unit}"
+        return short_number(value)
     digits = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
     return number(value, min(digits, 6))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from refinery import __version__
@@ -21,6 +22,8 @@ from refinery.report.samples import Sample, Spared, read_samples
 from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
 from refinery.report.thresholds import read_spared
 
+MAX_ROWS = 14
+"""Rows of a table of reasons or rules; further ones are folded away."""
 MAX_HISTOGRAMS = 12
 """Rules whose threshold is drawn: those that removed most."""
 _TEMPLATE = "report.html"
@@ -73,6 +76,7 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
     environment.filters |= {
         "number": visible.number,
         "size": visible.size,
+        "rate": visible.rate,
         "percent": visible.percent,
         "duration": visible.duration,
         "plain": visible.plain,
@@ -90,6 +94,8 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
         advice=advice(facts),
         dimensions=[d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
         not_a_judgement=_NOT_A_JUDGEMENT,
+        drop_lists=_main_and_rest(facts.drops),
+        rule_lists=[facts.overlaps[:MAX_ROWS], facts.overlaps[MAX_ROWS:]],
         charts=Charts(facts, spared),
         contents=_contents(facts, samples),
         version=__version__,
@@ -100,6 +106,12 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
 def _finalize(value: Any) -> Any:
     """Make what is hidden in a stranger's text visible, in every value that the template prints."""
     return visible.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _main_and_rest(drops: Sequence[Drop]) -> list[list[Drop]]:
+    """Split reasons into those that removed most and the others, both in order of stages."""
+    main = sorted(drops, key=lambda d: (-d.amount.docs, d.reason))[:MAX_ROWS]
+    return [[d for d in drops if d in main], [d for d in drops if d not in main]]
 
 
 def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:
@@ -176,14 +188,13 @@ class Charts:
     def threshold(self, reason: str) -> Markup:
         """Return the histogram of a rule's signal with its cut drawn in."""
         spared = self._spared[reason]
-        edges, limit = spared.edges, spared.bound.min if spared.bound.min is not None else spared.bound.max
-        width = (edges[-1] - edges[0]) / max(len(spared.heights), 1)
+        limit = spared.bound.min if spared.bound.min is not None else spared.bound.max
         return charts.histogram(
-            [(f"{edge:.3g}", height) for edge, height in zip(edges, spared.heights, strict=False)],
+            [(charts.short_number(edge), height) for edge, height in zip(spared.edges, spared.heights, strict=False)],
             spared.bound.signal,
             "documents",
             f"Documents by {spared.bound.signal}; the dashed line is the bound",
-            None if limit is None else (limit - edges[0]) / width,
+            None if limit is None else float(np.interp(limit, spared.edges, range(len(spared.edges)))),
         )
 
 

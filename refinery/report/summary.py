@@ -53,7 +53,9 @@ def _what_came(facts: RunFacts) -> str:
     if last == first:
         return came + "; all were kept."
     docs, bytes_ = last.docs / max(first.docs, 1), last.bytes / max(first.bytes, 1)
-    return f"{came}; filters and deduplication kept {last.docs:,} of them: {percent(docs)} of the documents and " + (
+    deduplicated = any(f.stage.startswith("dedup") for f in flows)
+    judges = "filters and deduplication" if deduplicated else "filters"
+    return f"{came}; {judges} kept {last.docs:,} of them: {percent(docs)} of the documents and " + (
         f"{percent(bytes_)} of the bytes."
     )
 

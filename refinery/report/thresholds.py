@@ -11,6 +11,7 @@ from refinery.io import parts as part_files
 from refinery.report.samples import RuleBound, Sample, Spared, chosen_parts, read_texts, rule_bounds
 
 NUM_BINS = 32
+_LOG_RATIO = 20.0
 
 
 def read_spared(workdir: str, manifest: StageManifest | None, reasons: Sequence[str], count: int) -> list[Spared]:
@@ -58,13 +59,17 @@ def _columns(workdir: str, manifest: StageManifest, signal: str) -> tuple[np.nda
 
 
 def bin_edges(values: np.ndarray, limits: Sequence[float]) -> np.ndarray:
-    """Return `NUM_BINS` + 1 even edges over the middle 98 % of the values, widened so that every bound lies inside."""
-    low, high = np.quantile(values, [0.01, 0.99]) if len(values) else (0.0, 1.0)
+    """Return `NUM_BINS` + 1 edges over the middle 98 % of the values, widened so that every bound lies inside.
+
+    Bins are even, or even in logarithm where the values run far past a positive bound (counts of words).
+    """
+    low, high = (float(q) for q in np.quantile(values, [0.01, 0.99])) if len(values) else (0.0, 1.0)
     low, high = min(low, *limits), max(high, *limits)
+    positive = [limit for limit in limits if limit > 0]
+    if low >= 0 and positive and high > _LOG_RATIO * min(positive):
+        return np.geomspace(max(low, min(positive) / _LOG_RATIO), high * 1.05, NUM_BINS + 1)
     margin = (high - low) * 0.05 or max(abs(high) * 0.1, 1e-6)
-    if low > 0 or not len(values) or values.min() < 0:
-        low -= margin
-    return np.linspace(max(low, 0.0) if len(values) and values.min() >= 0 else low, high + margin, NUM_BINS + 1)
+    return np.linspace(low - margin if low != 0 else low, high + margin, NUM_BINS + 1)
 
 
 def _with_keys(workdir: str, samples: Sequence[Sample]) -> list[Sample]:

@@ -61,6 +61,11 @@ def size(num_bytes: float | None) -> str:
     return f"{value:,.{digits}f}{NO_BREAK}{_UNITS[unit]}"
 
 
+def rate(bytes_per_second: float | None) -> str:
+    """Return a speed in bytes per second."""
+    return "–" if bytes_per_second is None else f"{size(bytes_per_second)}/s"
+
+
 def percent(frac: float | None, digits: int = 1) -> str:
     """Return a share as a percentage; small ones are never shown as zero."""
     if frac is None:
