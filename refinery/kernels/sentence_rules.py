@@ -217,7 +217,7 @@ def what_follows(data: np.ndarray, i: int, end: int, letters: np.ndarray) -> tup
 def _word_before(data: np.ndarray, begin: int, end: int) -> int:
     """Return where the word that ends at `end` begins: behind white space, a bracket, a quote or another script."""
     i = end
-    low = max(begin, end - _MAX_WORD_BYTES)
+    low = max(begin, end - _MAX_WORD_BYTES - 4)
     while i > low:
         b = data[i - 1]
         if b <= 0x2D and b != 0x26:  # white space, quotes, brackets, comma, hyphen; & stays
@@ -261,6 +261,8 @@ def full_stop_ends(  # noqa: PLR0913, PLR0917 - compiled inner kernel: arrays an
 ) -> bool:
     """Decide whether the single full stop at `stop` ends a sentence that began at `begin`."""
     first = _word_before(data, begin, stop)
+    if stop - first > _MAX_WORD_BYTES:
+        return True
     num_chars = num_digits = num_dots = num_letters = 0
     i = first
     while i < stop:

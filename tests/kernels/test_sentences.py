@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.sentences import normalised_hash, sentence_spans, sentence_views, window_hashes
 from refinery.kernels.text import TextViews, views_of
+from tests.kernels.reference_sentences import sentence_ends
 
 _PIECES = [
     *("Hello", " ", "\n", "\n\n", "\r\n", ".", "!", "?", "…", "...", "。", "！", "；", "”", "“", "»", "«", '"', "'"),
@@ -54,6 +55,13 @@ def test_a_document_does_not_depend_on_its_neighbours(texts: list[str]) -> None:
         parts.append((spans.starts, spans.ends, normalised_hash(one, spans).hashes))
     for column, expected in enumerate((whole.starts, whole.ends, hashed.hashes)):
         np.testing.assert_array_equal(np.concatenate([part[column] for part in parts]), expected)
+
+
+@settings(max_examples=300)
+@given(_TEXTS)
+def test_spans_are_those_of_plain_python(text: str) -> None:
+    spans = sentence_spans(views_of([text]))
+    assert spans.ends.tolist() == [len(text[:end].encode()) for end in sentence_ends(text)]
 
 
 @given(_TEXTS)
