@@ -74,27 +74,32 @@ def collect(workdir: str, recipe: Recipe) -> RunFacts:
 
 
 class TokenRatio:
-    """Tokens per byte of surviving text, by (domain, language), for stages that ran before the tokenizer."""
+    """Tokens per byte of surviving text for stages that ran before the tokenizer.
+
+    By (domain, language) where survivors have it, else by domain (the language was not known yet), else overall.
+    """
 
     def __init__(self, counts: Iterable[CountRow]) -> None:
-        self._sums: dict[tuple[str, str], list[int]] = {}
-        self._all = [0, 0]
+        self._sums: dict[tuple[str, ...], list[int]] = {(): [0, 0]}
         for row in counts:
             if row.kind == "kept":
-                for sums in (self._sums.setdefault((row.domain, row.lang), [0, 0]), self._all):
+                for key in ((row.domain, row.lang), (row.domain,), ()):
+                    sums = self._sums.setdefault(key, [0, 0])
                     sums[0] += row.tokens
                     sums[1] += row.bytes
 
     @property
     def bytes_per_token(self) -> float | None:
         """Over all survivors; null before tokenisation."""
-        return self._all[1] / self._all[0] if self._all[0] else None
+        tokens, size = self._sums[()]
+        return size / tokens if tokens else None
 
     def amount(self, row: CountRow, *, estimated: bool) -> Amount:
         """Return a row's amount, tokens estimated where the stage did not know them."""
         if not estimated:
             return Amount(row.docs, row.bytes, row.tokens)
-        tokens, size = self._sums.get((row.domain, row.lang), self._all)
+        keys: tuple[tuple[str, ...], ...] = ((row.domain, row.lang), (row.domain,), ())
+        tokens, size = next((self._sums[key] for key in keys if self._sums.get(key, [0, 0])[1]), (0, 0))
         return Amount(row.docs, row.bytes, round(row.bytes * tokens / size) if size else 0)
 
 
@@ -163,8 +168,9 @@ def _labels(
     labels: dict[str, dict[str, tuple[Amount, Amount, Amount]]] = {}
     for dimension in DIMENSIONS:
         sums = []
+        known = next((m for m in manifests if m.stage == "screen" and dimension == "lang"), manifests[0])
         for manifest, kinds in (
-            (manifests[0], ("kept", "dropped")),
+            (known, ("kept", "dropped")),
             (judging[-1], ("kept",)),
             (manifests[-1], ("kept",)),
         ):

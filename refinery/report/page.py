@@ -17,8 +17,9 @@ from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.report import charts, visible
 from refinery.report.collect import DIMENSIONS, collect
+from refinery.report.cut_samples import read_cut_samples
 from refinery.report.facts import Drop, RunFacts, Training
-from refinery.report.samples import Sample, Spared, read_samples
+from refinery.report.samples import LOW_SCORE, Sample, Spared, read_samples
 from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
 from refinery.report.thresholds import read_spared
 
@@ -54,8 +55,9 @@ def write_report(workdir: str, recipe: Recipe) -> str:
     """
     facts = collect(workdir, recipe)
     samples = read_samples(workdir, facts.manifests, recipe.report.samples)
+    samples |= read_cut_samples(workdir, facts.manifests, recipe.report.samples)
     ruled = [d.reason for d in removals(facts) if d.stage == "rules"][:MAX_HISTOGRAMS]
-    spared = read_spared(workdir, facts.manifests.get("rules"), ruled, recipe.report.samples)
+    spared = read_spared(workdir, facts.manifests, [*ruled, LOW_SCORE], recipe.report.samples)
     path = storage.join(workdir, "report", "index.html")
     summary = json.dumps(as_json(facts), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     storage.write_atomic(storage.join(workdir, "report", "summary.json"), summary.encode())
@@ -95,6 +97,8 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
         dimensions=[d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
         not_a_judgement=_NOT_A_JUDGEMENT,
         drop_lists=_main_and_rest(facts.drops),
+        stage_facts={stage: manifest.facts for stage, manifest in facts.manifests.items()},
+        low_score=LOW_SCORE,
         rule_lists=[facts.overlaps[:MAX_ROWS], facts.overlaps[MAX_ROWS:]],
         charts=Charts(facts, spared),
         contents=_contents(facts, samples),
@@ -118,9 +122,13 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
     listed = [
         ("funnel", "Funnel", bool(facts.flows)),
         ("drops", "What left, and why", bool(facts.drops)),
+        ("languages", "Languages", "screen" in facts.manifests),
         ("rules", "Rules", bool(facts.overlaps)),
+        ("quality", "Quality", "quality" in facts.manifests),
+        ("selection", "Selection", "select" in facts.manifests),
         ("ingest", "Unreadable records and masking", bool(facts.bad_records or facts.pii_masked)),
         ("clusters", "Duplicates", facts.clusters is not None),
+        ("sentences", "Repeated sentences", "dedup_sentences" in facts.manifests),
         ("tokenizer", "Tokenizer", facts.health is not None),
         ("mix", "Mix", facts.mix is not None),
         ("packing", "Packing", facts.packing is not None),
@@ -184,6 +192,14 @@ class Charts:
         """Return the training loss over steps."""
         series = [charts.Series("training", training.curve)]
         return charts.lines(series, "optimiser steps", "nats per token", "Training loss over steps")
+
+    def scores(self, source: str) -> Markup:
+        """Return the histogram of one source's quality scores with the threshold drawn in."""
+        facts = self._facts.manifests["quality"].facts
+        heights = facts["histograms"][source]
+        bins = [(charts.short_number(i / len(heights)), float(height)) for i, height in enumerate(heights)]
+        cut = float(facts["threshold"]) * len(heights)
+        return charts.histogram(bins, "score", "documents", f"Quality scores of {source}; dashed: threshold", cut)
 
     def threshold(self, reason: str) -> Markup:
         """Return the histogram of a rule's signal with its cut drawn in."""

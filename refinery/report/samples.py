@@ -25,6 +25,7 @@ from refinery.io import storage
 MAX_EXCERPT_CHARS = 1500
 MAX_DIFF_CHARS = 6000
 """Characters of each of two twins that are compared: about a thousand words, 20 ms a pair."""
+LOW_SCORE = "quality.low_score"
 MAX_PARTS = 256
 """Parts looked at, spread evenly over a larger run."""
 _CONTEXT_WORDS = 24
@@ -62,6 +63,9 @@ class RuleBound:
     min: float | None
     max: float | None
     citation: str = ""
+    stage: str = "rules"
+    table: str = "signals"
+    """Where the signal stands."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,16 @@ def rule_bounds(manifest: StageManifest | None) -> list[RuleBound]:
     ]
 
 
+def known_bounds(manifests: Mapping[str, StageManifest]) -> dict[str, RuleBound]:
+    """Return by drop reason every bound that a stage applied to a number it keeps: rules, and the quality score."""
+    bounds = {bound.name: bound for bound in rule_bounds(manifests.get("rules"))}
+    quality = manifests.get("quality")
+    if quality is not None and quality.facts.get("threshold") is not None:
+        threshold = float(quality.facts["threshold"])
+        bounds[LOW_SCORE] = RuleBound(LOW_SCORE, "score", threshold, None, stage="quality", table="quality")
+    return bounds
+
+
 def chosen_parts(manifest: StageManifest, table: str) -> list[int]:
     """Return at most `MAX_PARTS` part numbers of a stage's table, spread evenly."""
     numbers = sorted(manifest.part_hashes(table))
@@ -109,7 +123,7 @@ def read_samples(workdir: str, manifests: Mapping[str, StageManifest], count: in
                 best.setdefault(sample.reason, []).append((rank, sample))
         for reason, found in best.items():
             best[reason] = sorted(found, key=lambda f: (f[0], f[1].doc_key))[:count]
-    bounds = {b.name: b for b in rule_bounds(manifests.get("rules"))}
+    bounds = known_bounds(manifests)
     samples = [_with_value(workdir, s, bounds) for found in best.values() for _, s in found]
     samples = read_texts(workdir, samples)
     samples = with_twins(workdir, samples, manifests.get("ingest"))
@@ -146,7 +160,7 @@ def _with_value(workdir: str, sample: Sample, bounds: Mapping[str, RuleBound]) -
     if bound is None:
         return sample
     part, row = sample.doc_id >> PART_SHIFT, sample.doc_id & _ROW_MASK
-    table = part_files.read_part(workdir, "rules", "signals", part, [bound.signal])
+    table = part_files.read_part(workdir, bound.stage, bound.table, part, [bound.signal])
     return replace(sample, signal=bound.signal, value=_number(table.column(0)[row].as_py()))
 
 

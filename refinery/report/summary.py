@@ -156,6 +156,8 @@ def _data_advice(facts: RunFacts) -> list[str]:
                 f"Source {source} lost {percent(1 - left / before.docs)} of its documents; read the samples of its "
                 "main reasons before you trust that."
             )
+    if "select" in facts.manifests:
+        found += [f"Selection: {line}" for line in facts.manifests["select"].facts.get("warnings", [])]
     largest = (facts.clusters or {}).get("largest_cluster", 0)
     if largest > 100:
         found.append(f"The largest group of duplicates holds {largest:,} documents: often a template or a licence.")
@@ -223,6 +225,7 @@ def as_json(facts: RunFacts) -> dict[str, Any]:
         "funnel": [asdict(flow) for flow in facts.flows],
         "drops": [asdict(drop) for drop in facts.drops],
         "bytes_per_token": facts.bytes_per_token,
+        "stage_facts": {stage: m.facts for stage, m in facts.manifests.items()},
         "rule_overlaps": [asdict(overlap) for overlap in facts.overlaps],
         "bad_records": facts.bad_records,
         "pii_masked": facts.pii_masked,

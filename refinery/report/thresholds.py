@@ -8,29 +8,30 @@ import numpy as np
 
 from refinery.contracts.manifest import StageManifest
 from refinery.io import parts as part_files
-from refinery.report.samples import RuleBound, Sample, Spared, chosen_parts, read_texts, rule_bounds
+from refinery.report.samples import RuleBound, Sample, Spared, chosen_parts, known_bounds, read_texts
 
 NUM_BINS = 32
 _LOG_RATIO = 20.0
 
 
-def read_spared(workdir: str, manifest: StageManifest | None, reasons: Sequence[str], count: int) -> list[Spared]:
-    """Return for each of the given rules its signal's histogram and up to `count` kept documents next to the bound.
+def read_spared(
+    workdir: str, manifests: Mapping[str, StageManifest], reasons: Sequence[str], count: int
+) -> list[Spared]:
+    """Return for each given reason its signal's histogram and up to `count` kept documents next to the bound.
 
     Args:
         workdir: the run's folder.
-        manifest: of the rules stage; None gives an empty list.
-        reasons: names of rules, as they stand in drop reasons.
-        count: documents per rule.
+        manifests: finished stages.
+        reasons: drop reasons; those that rest on no stored number are left out.
+        count: documents per reason.
     """
-    bounds = {b.name: b for b in rule_bounds(manifest)}
-    if manifest is None or not manifest.part_hashes("signals"):
-        return []
-    return [_spared(workdir, manifest, bounds[r], count) for r in reasons if r in bounds]
+    bounds = known_bounds(manifests)
+    found = [bounds[reason] for reason in reasons if reason in bounds]
+    return [_spared(workdir, manifests[b.stage], b, count) for b in found if manifests[b.stage].part_hashes(b.table)]
 
 
 def _spared(workdir: str, manifest: StageManifest, bound: RuleBound, count: int) -> Spared:
-    values, ids, kept = _columns(workdir, manifest, bound.signal)
+    values, ids, kept = _columns(workdir, manifest, bound)
     finite = np.isfinite(values)
     edges = bin_edges(values[finite], [b for b in (bound.min, bound.max) if b is not None])
     heights = np.histogram(np.clip(values[finite], edges[0], edges[-1]), bins=edges)[0]
@@ -47,12 +48,12 @@ def _spared(workdir: str, manifest: StageManifest, bound: RuleBound, count: int)
     return Spared(bound, _with_keys(workdir, read_texts(workdir, samples)), edges.tolist(), heights.tolist())
 
 
-def _columns(workdir: str, manifest: StageManifest, signal: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(workdir: str, manifest: StageManifest, bound: RuleBound) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     values, ids, kept = [np.empty(0)], [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in chosen_parts(manifest, "decisions"):
-        table = part_files.read_part(workdir, manifest.stage, "signals", part, ["doc_id", signal])
-        keep = part_files.read_part(workdir, manifest.stage, "decisions", part, ["keep"]).column("keep")
-        values.append(table.column(signal).to_numpy().astype(np.float64))
+        table = part_files.read_part(workdir, bound.stage, bound.table, part, ["doc_id", bound.signal])
+        keep = part_files.read_part(workdir, bound.stage, "decisions", part, ["keep"]).column("keep")
+        values.append(table.column(bound.signal).to_numpy().astype(np.float64))
         ids.append(table.column("doc_id").to_numpy())
         kept.append(keep.fill_null(False).to_numpy(zero_copy_only=False))
     return np.concatenate(values), np.concatenate(ids), np.concatenate(kept)
