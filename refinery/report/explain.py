@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
+from refinery.report.cut_samples import WHOLE_TEXT_CHARS
 from refinery.report.samples import Sample, find_keys, read_texts, rule_bounds, word_diff
 from refinery.report.visible import number, plain, size
 from refinery.shards.manifest import load_manifest
@@ -26,6 +27,8 @@ MIN_PREFIX_CHARS = 6
 MAX_NAMED_KEYS = 5
 MAX_NAMED_ROWS = 8
 EXCERPT_CHARS = 400
+_FIGURES = {"screen": "language", "quality": "quality", "select": "importance"}
+"""Stage -> aligned table of the numbers on which it decides; rules have their own bounds."""
 _SEGMENT_ROWS = 65_536
 _DIFF_CHARS = 6000
 _KEY = re.compile(r"[0-9a-f]+")
@@ -58,7 +61,7 @@ def explain(workdir: str, doc_key: str) -> dict[str, Any]:
         "reason": dropped["reason"] if dropped else None,
         "stages": verdicts,
         "not_run": [s for s in ("tokenize", "mix", "pack") if s not in manifests],
-        "cuts": [c for m in manifests for c in _cuts(workdir, m, doc_id)],
+        "cuts": _cuts(workdir, manifests, doc_id),
         "num_tokens": _value(workdir, manifests, ("tokenize", "tokens", "num_tokens"), doc_id),
         "stream": _value(workdir, manifests, ("mix", "selection", "stream"), doc_id),
         "cluster": _cluster(workdir, doc_id),
@@ -130,6 +133,7 @@ def _verdict(workdir: str, manifest: StageManifest, doc_id: int) -> dict[str, An
         "reason": values["drop_reason"],
         "because_of": values["because_of"],
         "rules": rules,
+        "figures": _figures(workdir, manifest.stage, doc_id),
     }
 
 
@@ -152,12 +156,29 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
     ]
 
 
-def _cuts(workdir: str, stage: str, doc_id: int) -> list[dict[str, Any]]:
+def _figures(workdir: str, stage: str, doc_id: int) -> dict[str, Any]:
+    """Return what a stage measured of the document, where it keeps a table of that."""
+    table, part = _FIGURES.get(stage, ""), doc_id >> PART_SHIFT
+    if not table or not storage.exists(part_files.part_path(workdir, stage, table, part)):
+        return {}
+    row = part_files.read_part(workdir, stage, table, part).slice(doc_id & _ROW_MASK, 1).to_pylist()[0]
+    return {name: value for name, value in row.items() if name != "doc_id" and value is not None}
+
+
+def _cuts(workdir: str, stages: Iterable[str], doc_id: int) -> list[dict[str, Any]]:
+    """Return what stages cut out of the document, with the text that went."""
     part = doc_id >> PART_SHIFT
-    if not storage.exists(part_files.part_path(workdir, stage, "cuts", part)):
-        return []
-    table = part_files.read_part(workdir, stage, "cuts", part)
-    return list(table.filter(pc.equal(table.column("doc_id"), doc_id)).drop_columns(["doc_id"]).to_pylist())
+    found: list[dict[str, Any]] = []
+    for stage in stages:
+        if storage.exists(part_files.part_path(workdir, stage, "cuts", part)):
+            table = part_files.read_part(workdir, stage, "cuts", part)
+            found += table.filter(pc.equal(table.column("doc_id"), doc_id)).drop_columns(["doc_id"]).to_pylist()
+    if found:
+        [sample] = read_texts(workdir, [Sample(doc_id, "", "")], WHOLE_TEXT_CHARS)
+        text = sample.excerpt.encode()
+        for cut in found:
+            cut["text"] = text[cut["start"] : cut["end"]].decode("utf-8", "ignore")[:EXCERPT_CHARS]
+    return found
 
 
 def _value(workdir: str, manifests: Mapping[str, StageManifest], place: tuple[str, str, str], doc_id: int) -> Any:
@@ -234,7 +255,9 @@ def explain_text(told: Mapping[str, Any]) -> str:
     ]
     for verdict in told["stages"]:
         lines += _verdict_lines(verdict)
-    lines += [f"  cut at {c['stage']}: bytes {c['start']} to {c['end']} ({c['reason']})" for c in told["cuts"]]
+    for cut in told["cuts"]:
+        stays = f", stays in {cut['because_of']}" if cut["because_of"] else ""
+        lines.append(f"  cut at bytes {cut['start']} to {cut['end']} ({cut['reason']}{stays}): {cut['text'][:120]!r}")
     lines += ["", *_outcome_lines(told)]
     if told["twin"]:
         lines += _twin_lines(told["twin"])
@@ -244,12 +267,18 @@ def explain_text(told: Mapping[str, Any]) -> str:
 def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
     word = {"kept": "kept", "dropped": f"dropped: {verdict['reason']}", "not asked": "not asked (left earlier)"}
     lines = [f"  {verdict['stage']:<16} {word[verdict['verdict']]}"]
+    figures = [f"{name} {_short(value)}" for name, value in verdict["figures"].items()]
+    lines += [f"{'':18} {', '.join(figures)}"] if figures else []
     for rule in verdict["rules"]:
         bounds = [f"at least {rule['min']:g}"] if rule["min"] is not None else []
         bounds += [f"at most {rule['max']:g}"] if rule["max"] is not None else []
         value = "not known" if rule["value"] is None else f"{float(rule['value']):.4g}"
         lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}")
     return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _outcome_lines(told: Mapping[str, Any]) -> list[str]:
