@@ -74,7 +74,7 @@ def _features(text: str) -> tuple[Counter[str], Counter[str], Counter[str], froz
         if word in _NEGATIONS or word.endswith(_NEGATION_ENDINGS) or word.startswith(_NEGATION_STARTS):
             negations["negation"] += 1
     duties = Counter(_DUTIES_ZH.findall(clean)) + Counter(word for word in folded if word in _DUTIES)
-    names = frozenset(word for word in words[1:] if word[0].isupper() or _CODE.fullmatch(word))
+    names = frozenset(word.casefold() for word in words[1:] if word[0].isupper() or _CODE.fullmatch(word))
     return numbers, negations, duties, names | frozenset(_TITLE.findall(text)), (tuple(words[:1]), folded)
 
 
@@ -86,9 +86,10 @@ def veto(left: str, right: str) -> int:
     """
     ours, theirs = _features(left), _features(right)
     bits = NUMBERS * (ours[0] != theirs[0]) | NEGATION * (ours[1] != theirs[1]) | DUTY * (ours[2] != theirs[2])
-    if ours[3] != theirs[3]:
-        return bits | NAMES
     (first_a, a), (first_b, b) = ours[4], theirs[4]
+    # A name that the other side writes in small letters is there all the same.
+    if ours[3].difference(b, theirs[3]) or theirs[3].difference(a, ours[3]):
+        return bits | NAMES
     if first_a and first_b and first_a[0][0].isupper() and first_b[0][0].isupper() and a[0] != b[0]:
         replaced = len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) <= 2
         bits |= NAMES * replaced
