@@ -34,9 +34,9 @@ class RepetitionLaw:
     """Exponent of parameters."""
     beta: float = 0.3526596
     """Exponent of tokens."""
-    repeat_half: float = 15.387756
+    repeat_scale: float = 15.387756
     """R*_D: repeats over which the worth of a repeated token falls by e."""
-    excess_half: float = 5.309743
+    excess_scale: float = 5.309743
     """R*_N: the same for excess parameters."""
 
     def optimal_params(self, num_tokens: float) -> float:
@@ -54,14 +54,14 @@ class RepetitionLaw:
         _check(num_tokens=num_tokens, unique_tokens=unique_tokens)
         unique = min(unique_tokens, num_tokens)
         repeats = num_tokens / unique - 1.0
-        return unique + unique * self.repeat_half * -math.expm1(-repeats / self.repeat_half)
+        return unique + unique * self.repeat_scale * -math.expm1(-repeats / self.repeat_scale)
 
     def effective_params(self, num_params: float, unique_tokens: float) -> float:
         """Return N': how many well-fed parameters N parameters on U unique tokens are worth."""
         _check(num_params=num_params, unique_tokens=unique_tokens)
         fed = min(num_params, self.optimal_params(unique_tokens))
         excess = num_params / fed - 1.0
-        return fed + fed * self.excess_half * -math.expm1(-excess / self.excess_half)
+        return fed + fed * self.excess_scale * -math.expm1(-excess / self.excess_scale)
 
     def loss(self, num_params: float, num_tokens: float, unique_tokens: float) -> float:
         """Return the loss in nats per token of N parameters trained on D tokens of which U are unique.
@@ -84,8 +84,8 @@ class RepetitionLaw:
             raise ConfigError(f"epoch {epoch} does not exist; epochs count from 1")
         if epoch == 1:
             return 1.0
-        before = math.exp(-(epoch - 2) / self.repeat_half)
-        return self.repeat_half * before * -math.expm1(-1.0 / self.repeat_half)
+        before = math.exp(-(epoch - 2) / self.repeat_scale)
+        return self.repeat_scale * before * -math.expm1(-1.0 / self.repeat_scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ def test_allocation_minimises_the_loss_of_a_budget() -> None:
     losses = law.loss(sizes, flops / 6 / sizes)
     assert losses[1] < losses[0]
     assert losses[1] < losses[2]
-    assert params == pytest.approx(72e9, rel=0.05)  # facts: 72B, 1.33T tokens
+    assert params == pytest.approx(72e9, rel=0.05)  # 2404.10102: 72B, 1.33T tokens
 
 
 def test_published_refit_on_the_extracted_data(shared_data) -> None:
