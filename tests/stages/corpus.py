@@ -44,10 +44,10 @@ NEAR_PAIRS = 44
 FAR_PAIRS = 8
 """Planted pairs well under the recipe's bound of 0.8."""
 JUNK = {
-    "words_min": "Too short a page.",
+    "words_min": " ".join(ENGLISH[:40]) + ".",
     "dup_lines": "\n".join(["the same line of the menu again and again"] * 30),
-    "hashes": " ".join(["# the tag of and winter # garden"] * 3 + ENGLISH[:90] * 2 + ["#"] * 90),
-    "alpha_words": " ".join(f"{n * 7919} of" if n % 9 == 0 else f"{n * 7919}" for n in range(160)),
+    "hashes": " ".join(word + " #" if i % 3 == 0 else word for i, word in enumerate(ENGLISH[:100])),
+    "alpha_words": " ".join(f"{word} {n * 7919}" for n, word in enumerate(ENGLISH[:100])),
 }
 
 
