@@ -113,7 +113,7 @@ def histogram(
     """
     if not bins:
         return Markup("")
-    y_ticks = ticks(0.0, max(1.0, *(height for _, height in bins)))
+    y_ticks = ticks(0.0, max(4.0, *(height for _, height in bins)))
     step = (_WIDTH - _LEFT - _RIGHT) / len(bins)
     per_unit = (_HEIGHT - _TOP - _BOTTOM) / y_ticks[-1]
     floor = _HEIGHT - _BOTTOM

@@ -25,6 +25,8 @@ from refinery.report.thresholds import read_spared
 
 MAX_ROWS = 14
 """Rows of a table of reasons or rules; further ones are folded away."""
+MAX_COLUMNS = 12
+"""Sources, domains or languages beside each other in one table."""
 MAX_HISTOGRAMS = 12
 """Rules whose threshold is drawn: those that removed most."""
 _TEMPLATE = "report.html"
@@ -95,6 +97,7 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
         sentences=sentences(facts),
         advice=advice(facts),
         dimensions=[d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
+        columns={d: _largest(facts, d) for d in DIMENSIONS},
         not_a_judgement=_NOT_A_JUDGEMENT,
         drop_lists=_main_and_rest(facts.drops),
         stage_facts={stage: manifest.facts for stage, manifest in facts.manifests.items()},
@@ -116,6 +119,12 @@ def _main_and_rest(drops: Sequence[Drop]) -> list[list[Drop]]:
     """Split reasons into those that removed most and the others, both in order of stages."""
     main = sorted(drops, key=lambda d: (-d.amount.docs, d.reason))[:MAX_ROWS]
     return [[d for d in drops if d in main], [d for d in drops if d not in main]]
+
+
+def _largest(facts: RunFacts, dimension: str) -> list[str]:
+    """Return at most `MAX_COLUMNS` values of a dimension, those of the most bytes: a crawl has a hundred languages."""
+    values = facts.labels.get(dimension, {})
+    return sorted(sorted(values, key=lambda v: (-values[v][0].bytes, v))[:MAX_COLUMNS])
 
 
 def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[tuple[str, str]]:

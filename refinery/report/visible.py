@@ -30,7 +30,7 @@ def visible(text: str) -> Markup:
 
 def breakable(text: str) -> Markup:
     """Return a name as `visible` does, with places where a narrow column may break it."""
-    return Markup(re.sub(r"([_./])", r"\1<wbr>", str(visible(text)))) if "&" not in text else visible(text)  # noqa: S704
+    return Markup("<wbr>").join(visible(piece) for piece in re.split(r"(?<=[_./])", text))
 
 
 def token(text: str) -> str:

@@ -75,6 +75,7 @@ def test_numbers_read_well():
     assert plural(2000, "row") == "2,000 rows"
     assert token(" \n a") == "␣⏎␣a"
     assert breakable("a_b/c") == "a_<wbr>b/<wbr>c"
+    assert breakable("a_\u202e/") == 'a_<wbr><span class="code-point">U+202E</span>/<wbr>'
     assert "<b>" not in breakable("<b>&_")
 
 

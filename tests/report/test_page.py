@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from refinery.errors import IntegrityError
-from refinery.report.page import size_names, write_report
+from refinery.report.collect import collect
+from refinery.report.facts import Amount
+from refinery.report.page import render, size_names, write_report
 from tests.report import fake_run
 
 VOID = {"meta", "wbr", "br", "img", "link", "input", "hr"}
@@ -175,3 +178,25 @@ def test_a_damaged_manifest_is_refused(tmp_path):
 
 def test_size_names():
     assert size_names([2, 3, 6, 1001]) == ["2", "3–5", "6–1,000", "1,001+"]
+
+
+def test_many_languages_do_not_make_a_table_without_end(run_folder):
+    facts = collect(str(run_folder), fake_run.recipe(run_folder))
+    amount = (Amount(1, 10), Amount(1, 10), Amount(1, 10))
+    languages = {f"l{i:03d}": amount for i in range(150)} | {"zh": (Amount(9, 900), Amount(), Amount())}
+    html = render(dataclasses.replace(facts, labels={**facts.labels, "lang": languages}), {}, [])
+    assert "the 12 of 151 with the most bytes" in html
+    assert '<th scope="col">zh</th>' in html
+    assert '<th scope="col">l140</th>' not in html
+
+
+def test_numbers_are_there_for_a_hostile_source_name(run_folder):
+    facts = collect(str(run_folder), fake_run.recipe(run_folder))
+    sources = {
+        '<b onload="x">\u202e': (Amount(1, 10), Amount(1, 10), Amount(1, 10)),
+        "web": (Amount(), Amount(), Amount()),
+    }
+    page = Page(render(dataclasses.replace(facts, labels={"source": sources}), {}, []))
+    assert page.named("b") == []
+    assert not any("onload" in attrs for _, attrs in page.tags)
+    assert "U+202E" in page.text
