@@ -186,6 +186,7 @@ class DedupSentences(Section):
     max_copies: int = Field(1, ge=1, description="documents that may keep one and the same sentence")
     min_words: int = Field(8, ge=1, description="shorter sentences are left alone")
     max_removed_frac: Frac = Field(0.5, description="documents that lose more of their bytes are dropped")
+    exempt_domains: tuple[str, ...] = Field((), description="domains left alone (code repeats lines by nature)")
     embeddings: Embeddings | Literal["off"] = Field("off", description="off, or settings of the embedding comparison")
 
 

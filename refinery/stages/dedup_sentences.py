@@ -28,7 +28,7 @@ from refinery.kernels.sentences import normalised_hash, sentence_spans
 from refinery.kernels.text import text_views
 from refinery.stages.decisions import decisions_table, located
 from refinery.stages.part_tasks import apply_groups, run_part_tasks
-from refinery.stages.sentence_embeddings import SIMILAR, similar_sentences
+from refinery.stages.sentence_embeddings import SIMILAR, pool_mask, similar_sentences
 from refinery.stages.session import read_table
 from refinery.stages.tallies import TALLY_COLUMNS, tally, tally_cuts
 from refinery.stages.workspace import (
@@ -109,20 +109,17 @@ def _refuse_earlier_cuts(workdir: str, upto: Sequence[str]) -> None:
         raise DataError(f"{NAME} must come before every other stage that cuts text, but {earlier} already did")
 
 
-def _pool_of(table: pa.Table) -> pa.Table:
-    return table.filter(pc.and_(pc.equal(table.column("role"), "pool"), pc.equal(table.column("split"), "train")))
-
-
 def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
     """Write the distinct sentence hashes of one part's surviving pool documents."""
     path = part_files.part_path(task.workdir, NAME, "sentences", part)
-    print_ = fingerprint_of("sentences", ALGORITHM_VERSION, task.settings["min_words"], task.upstream[part])
+    identity = [task.settings["min_words"], task.settings["exempt_domains"]]
+    print_ = fingerprint_of("sentences", ALGORITHM_VERSION, identity, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         tables = [SENTENCES.empty_table()]
-        columns = ["doc_id", "doc_key", "role", "split", "text"]
+        columns = ["doc_id", "doc_key", "role", "domain", "split", "text"]
         for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
-            table = _pool_of(piece.table)
+            table = piece.table.filter(pool_mask(task.settings, piece.table))
             views = text_views(table.column("text"))
             spans = sentence_spans(views)
             hashed = normalised_hash(views, spans)

@@ -24,7 +24,7 @@ from refinery.hashing import key_prefix_uint64, keyed_uniform, sha256_hex
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
-from refinery.kernels.classifier_metrics import roc_auc, roc_auc_interval
+from refinery.kernels.classifier_metrics import roc_auc_interval
 from refinery.kernels.fasttext_model import (
     Classifier,
     TrainSettings,
@@ -215,8 +215,8 @@ def _held_out(task: QualityTask, classifier: Classifier) -> dict[str, Any]:
     if not (labels.any() and (~labels).any()):
         return facts
     scores = score(classifier, text_views(pa.array([line for _, line in rows], pa.large_binary())))
-    facts["roc_auc"] = round(roc_auc(scores, labels), 6)
-    facts["roc_auc_interval"] = [round(float(v), 6) for v in roc_auc_interval(scores, labels)]
+    found = roc_auc_interval(scores, labels)
+    facts |= {"roc_auc": round(found.auc, 6), "roc_auc_standard_error": round(found.standard_error, 6)}
     return facts
 
 
@@ -228,7 +228,7 @@ def score_part(task: QualityTask, part: int) -> dict[str, Any]:
     )
     found = part_files.found_part(path, print_)
     if found is None:
-        documents = read_labels(task.workdir, part, ["doc_id", "source", "num_bytes"], task.upto)
+        documents = read_labels(task.workdir, part, ["doc_id", "source", "domain", "num_bytes"], task.upto)
         scores = np.full(documents.num_rows, np.nan, dtype=np.float32)
         classifier = _open(task)
         for piece in read_survivors(task.workdir, part, ["role", "text"], task.upto, task.slice_rows):
@@ -236,8 +236,14 @@ def score_part(task: QualityTask, part: int) -> dict[str, Any]:
             texts = piece.table.column("text").filter(pa.array(pool))
             scores[piece.rows[pool]] = score(classifier, prepare(text_views(texts), classifier.preparation))
         table = pa.table({"doc_id": documents.column("doc_id"), "score": pa.array(scores, from_pandas=True)})
-        found = part_files.write_part(path, table, QUALITY, print_, {"bins": _bins(documents, scores)})
+        counted = np.where(_exempt(task, documents), np.nan, scores)
+        found = part_files.write_part(path, table, QUALITY, print_, {"bins": _bins(documents, counted)})
     return {**found.result, "quality": located(part, found)}
+
+
+def _exempt(task: QualityTask, documents: pa.Table) -> np.ndarray:
+    domains = pa.array(task.settings["exempt_domains"], pa.string())
+    return pc.is_in(documents.column("domain"), domains).to_numpy(zero_copy_only=False)
 
 
 def _open(task: QualityTask) -> Classifier:
@@ -249,7 +255,7 @@ def _open(task: QualityTask) -> Classifier:
 
 
 def _bins(documents: pa.Table, scores: np.ndarray) -> dict[str, list[list[int]]]:
-    """Return per source [bin, documents, bytes] of the scored documents."""
+    """Return per source [bin, documents, bytes] of the documents that the threshold decides about."""
     scored = np.flatnonzero(~np.isnan(scores))
     sources = np.array(documents.column("source").to_pylist(), dtype=object)[scored]
     sizes = documents.column("num_bytes").to_numpy()[scored]
@@ -302,9 +308,7 @@ def decide_part(task: QualityTask, threshold: float, part: int) -> dict[str, Any
     if found is None:
         documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         entered = keep_mask(task.workdir, part, documents.num_rows, task.upto)
-        exempt = pc.is_in(documents.column("domain"), pa.array(task.settings["exempt_domains"], pa.string()))
-        scores = scores_table.to_numpy()
-        low = (scores < threshold) & ~exempt.to_numpy(zero_copy_only=False)
+        low = (scores_table.to_numpy() < threshold) & ~_exempt(task, documents)
         reasons = pa.array(np.where(low, f"{NAME}.low_score", None), pa.string())
         table = decisions_table(documents.column("doc_id"), entered, reasons, NAME)
         found = part_files.write_part(path, table, DECISIONS, print_, {"counts": tally(documents, entered, reasons)})

@@ -113,12 +113,16 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
 
 def _pool_bytes_wanted(recipe: Recipe, section: Select, counts: Sequence[CountRow]) -> int:
     """Return how many bytes of pool text to keep: the share asked for, or an over-sample of what mix reads."""
-    pool = sum(c.bytes for c in counts if c.kind == "kept" and c.role == "pool" and c.split == "train")
+    pool = sum(
+        c.bytes
+        for c in counts
+        if c.kind == "kept" and c.role == "pool" and c.split == "train" and c.domain not in section.exempt_domains
+    )
     if section.keep_frac is not None:
         return int(section.keep_frac * pool)
     if recipe.mix is None or recipe.mix.budget_tokens == "auto":
         raise ConfigError("select needs keep_frac, or a mix with budget_tokens as a number to work out what is needed")
-    domains = {i.domain for i in recipe.inputs if i.role == "pool"}
+    domains = {i.domain for i in recipe.inputs if i.role == "pool"} - set(section.exempt_domains)
     share = sum(s.share * v for s in recipe.mix.stages for d, v in s.domains.items() if d in domains)
     return int(recipe.mix.budget_tokens * share * section.oversample * ESTIMATED_BYTES_PER_TOKEN)
 
@@ -177,12 +181,17 @@ def weigh_part(task: SelectTask, part: int) -> dict[str, Any]:
 
 def order_columns(task: SelectTask, part: int) -> KeyColumns:
     """Return order keys and bytes of one part's pool documents of the train split."""
-    documents = read_labels(task.workdir, part, ["split", "num_bytes"], task.upto)
+    documents = read_labels(task.workdir, part, ["split", "domain", "num_bytes"], task.upto)
     orders = part_files.read_part(task.workdir, NAME, "importance", part, ["order_key"]).column("order_key")
     train = pc.equal(documents.column("split"), "train").to_numpy(zero_copy_only=False)
-    mine = orders.is_valid().to_numpy(zero_copy_only=False) & train
+    mine = orders.is_valid().to_numpy(zero_copy_only=False) & train & ~_exempt(task, documents)
     keys = orders.fill_null(0).to_numpy().view(np.uint64)[mine]
     return KeyColumns(np.full(len(keys), _GROUP, dtype=object), keys, documents.column("num_bytes").to_numpy()[mine])
+
+
+def _exempt(task: SelectTask, documents: pa.Table) -> np.ndarray:
+    domains = pa.array(task.settings["exempt_domains"], pa.string())
+    return pc.is_in(documents.column("domain"), domains).to_numpy(zero_copy_only=False)
 
 
 def decide_part(task: SelectTask, part: int) -> dict[str, Any]:
@@ -198,8 +207,7 @@ def decide_part(task: SelectTask, part: int) -> dict[str, Any]:
         orders = part_files.read_part(task.workdir, NAME, "importance", part, ["order_key"]).column("order_key")
         weighed = orders.is_valid().to_numpy(zero_copy_only=False)
         over = weighed & (orders.fill_null(0).to_numpy().view(np.uint64) > np.uint64(task.limit))
-        exempt = pc.is_in(documents.column("domain"), pa.array(task.settings["exempt_domains"], pa.string()))
-        over &= ~exempt.to_numpy(zero_copy_only=False)
+        over &= ~_exempt(task, documents)
         reasons = pa.array(np.where(over, f"{NAME}.low_importance", None), pa.string())
         table = decisions_table(documents.column("doc_id"), entered, reasons, NAME)
         result = {"counts": tally(documents, entered, reasons), "selected": _count_rows(task, part, weighed & ~over)}

@@ -63,10 +63,17 @@ def similar_sentences(
     return by_part, {"embeddings": facts}
 
 
+def pool_mask(settings: dict[str, Any], table: pa.Table) -> pa.ChunkedArray:
+    """Return which documents may lose sentences: pool, train split, and of no exempt domain."""
+    exempt = pc.is_in(table.column("domain"), pa.array(settings["exempt_domains"], pa.string()))
+    pool = pc.and_(pc.equal(table.column("role"), "pool"), pc.equal(table.column("split"), "train"))
+    return pc.and_(pool, pc.invert(exempt))
+
+
 def _chosen(task: SentencesTask, table: pa.Table, rate: float) -> pa.Table:
     """Return the sentences of pool documents that are known, neither short nor long, and drawn by document."""
     settings = task.settings["embeddings"]
-    pool = pc.and_(pc.equal(table.column("role"), "pool"), pc.equal(table.column("split"), "train"))
+    pool = pool_mask(task.settings, table)
     known = pc.is_in(table.column("lang"), pa.array(settings["languages"], pa.string()))
     drawn = keyed_uniform(task.seed, "sentences", key_prefix_uint64(table.column("doc_key").to_pylist())) < rate
     table = table.filter(pc.and_(pc.and_(pool, known), pa.array(drawn)))
@@ -91,7 +98,7 @@ def _chosen(task: SentencesTask, table: pa.Table, rate: float) -> pa.Table:
     )
 
 
-_COLUMNS = ("doc_id", "doc_key", "role", "split", "lang", "text")
+_COLUMNS = ("doc_id", "doc_key", "role", "domain", "split", "lang", "text")
 
 
 def count_part(task: SentencesTask, part: int) -> dict[str, Any]:
@@ -104,7 +111,8 @@ def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
     """Embed the chosen sentences of one part; the batches are a function of the part alone."""
     settings = task.settings["embeddings"]
     path = part_files.part_path(task.workdir, STAGE, "vectors", part)
-    print_ = fingerprint_of("vectors", VECTORS_VERSION, settings, rate, task.seed, task.upstream[part])
+    identity = [settings, task.settings["exempt_domains"], rate, task.seed]
+    print_ = fingerprint_of("vectors", VECTORS_VERSION, identity, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         pieces = read_survivors(task.workdir, part, _COLUMNS, task.upto, task.slice_rows)

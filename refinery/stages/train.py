@@ -6,15 +6,16 @@ The trainer never imports Spark and Spark never imports torch; they meet at ``tr
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from refinery.contracts.manifest import StageManifest
 from refinery.contracts.runs import read_run_record
 from refinery.errors import ConfigError, DataError, IntegrityError, RefineryError, SchemaError, TransientError
+from refinery.hashing import sha256_hex
 from refinery.io import storage
 from refinery.recipe import Recipe, Train
 from refinery.stages.pack import PLAN_NAME, shards_folder
@@ -41,7 +42,7 @@ def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
         options["steps"] = section.steps
     model: str | None = section.preset
     if section.init != "scratch":
-        options["init_from"], model = os.path.abspath(section.init), None  # noqa: PTH100
+        options["init_from"], model = str(first_weights(section.init)), None
     shards = shards_folder(recipe.workdir).absolute()
     return {
         "name": recipe.name,
@@ -49,8 +50,26 @@ def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
         "plan": str(shards / "plan" / f"{PLAN_NAME}.json"),
         "out_dir": str((storage.local_path(recipe.workdir) / NAME).absolute()),
         "model": model,
+        "tokenizer": str((storage.local_path(recipe.workdir) / "tokenize" / "tokenizer").absolute()),
         "options": options,
     }
+
+
+def first_weights(init: str) -> Path:
+    """Return the folder of the checkpoint that a continued training starts from.
+
+    Args:
+        init: a Hugging Face checkpoint, or the workdir of a finished run.
+    Raises:
+        ConfigError: neither of the two is there.
+    """
+    given = Path(init).absolute()
+    for folder in (given, given / NAME / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ConfigError(
+        f"train.init: {init} holds neither config.json nor a finished run's {NAME}/model; train that first"
+    )
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -66,6 +85,9 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     pack = need_stage(recipe.workdir, "pack")
     recipe_slice = {**recipe.train.model_dump(mode="json"), "seed": recipe.seed}
     shards = {"shards": pack.facts["shard_content_hash"], "plan": pack.facts["plan_hash"]}
+    if recipe.train.init != "scratch":
+        weights = first_weights(recipe.train.init) / "model.safetensors"
+        shards["init"] = sha256_hex(weights.read_bytes()) if weights.is_file() else recipe.train.init
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, shards)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:

@@ -2,7 +2,8 @@
 
 train.json names the data (`manifest`, `plan`), the output folder (`out_dir`), the model (`model`: a preset's name, a
 mapping, or nothing with `init_from`) and, under `options`, any key of `TrainConfig`. Missing options come from the
-preset (learning rate, batch) and the manifest (document mask).
+preset (learning rate, batch) and the manifest (document mask). With `tokenizer`, a folder, a finished run is also
+exported to `out_dir`/model in the layout that transformers loads.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refinery.errors import ConfigError, RefineryError
+from refinery.trainer.checkpoint import load_model
 from refinery.trainer.config import ModelConfig, TrainConfig, model_from_dict
-from refinery.trainer.hf import read_hf_config
+from refinery.trainer.hf import export_hf, read_hf_config
 from refinery.trainer.loop import train
 from refinery.trainer.parallel import leave_ranks
 from refinery.trainer.presets import find_preset, preset_model
@@ -25,7 +29,7 @@ from refinery.trainer.shard_source import ShardSource, open_shards
 
 log = logging.getLogger("refinery.trainer")
 
-KEYS = {"manifest", "plan", "out_dir", "model", "options", "name", "verify"}
+KEYS = {"manifest", "plan", "out_dir", "model", "options", "name", "verify", "tokenizer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class TrainFile:
     source: ShardSource
     out_dir: Path
     name: str
+    tokenizer: Path | None
 
 
 def load_train_file(path: Path) -> TrainFile:
@@ -59,7 +64,8 @@ def load_train_file(path: Path) -> TrainFile:
     root = manifest.parent if manifest.name.endswith(".json") else manifest
     source = open_shards(root, folder / values["plan"], verify=values.get("verify", "start"))
     config = resolve_config(values.get("model"), dict(values.get("options", {})), source)
-    return TrainFile(config, source, folder / values["out_dir"], values.get("name", ""))
+    tokenizer = folder / values["tokenizer"] if values.get("tokenizer") else None
+    return TrainFile(config, source, folder / values["out_dir"], values.get("name", ""), tokenizer)
 
 
 def resolve_config(model: str | dict[str, Any] | None, options: dict[str, Any], source: ShardSource) -> TrainConfig:
@@ -92,6 +98,20 @@ def resolve_config(model: str | dict[str, Any] | None, options: dict[str, Any], 
     return TrainConfig.from_dict({"model": shape, **options})
 
 
+def is_main_rank() -> bool:
+    """Say whether this process is the one that writes; torchrun numbers processes in RANK."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _export(run: TrainFile, tokenizer: Path) -> None:
+    """Write the finished model for transformers, and for a continued training to start from."""
+    target = run.out_dir / "model"
+    shutil.rmtree(target, ignore_errors=True)
+    files = tuple(tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "info.json"))
+    eos = run.source.manifest.tokenizer.eos_id
+    export_hf(load_model(run.out_dir), target, tokenizer_files=files, eos_id=eos if eos >= 0 else None)
+
+
 def _show(line: dict[str, Any]) -> None:
     if line["kind"] == "eval":
         bits = "" if line["bits_per_byte"] is None else f"  {line['bits_per_byte']:.4f} bits/byte"
@@ -111,6 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = load_train_file(parsed.config)
         record = train(run.config, run.source, run.out_dir, name=run.name, progress=_show)
+        if run.tokenizer is not None and record.status in ("finished", "early_stop") and is_main_rank():
+            _export(run, run.tokenizer)
     except RefineryError as error:
         log.error("%s: %s", type(error).__name__, error)
         return error.exit_code
