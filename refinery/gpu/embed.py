@@ -187,6 +187,7 @@ def open_embedder(
     path = _model_path(model, revision)
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional, and 3 CPU seconds to import
 
+    _silence_bars()
     width = ("bfloat16" if chosen == "cuda" or cpu_has_bfloat16() else "float32") if dtype == "auto" else dtype
     try:
         opened = SentenceTransformer(
@@ -210,6 +211,13 @@ def open_embedder(
         dtype=width,
         model=opened,
     )
+
+
+def _silence_bars() -> None:
+    """Keep transformers from drawing progress bars into the log of every worker."""
+    from transformers.utils import logging  # noqa: PLC0415 - comes with sentence-transformers
+
+    logging.disable_progress_bar()
 
 
 def packaged_model_path() -> Path | None:

@@ -21,6 +21,7 @@ from refinery.io import parts as part_files
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.decide import decide
 from refinery.kernels.preset import Rule, load_preset, load_rules
+from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.kernels.signals import signal_batch, signal_schema, signals
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
@@ -39,8 +40,6 @@ from refinery.stages.workspace import (
 
 NAME = "rules"
 ALGORITHM_VERSION = 1
-SIGNALS_VERSION = 1
-"""Changes when a signal's definition does; thresholds never touch it."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
     bits &= np.array([task.masks[d] for d in documents.column("domain").to_pylist()], dtype=np.int64)
     bits = np.where(entered, bits, 0)
     first = [(b & -b).bit_length() - 1 for b in bits.tolist()]
-    reasons = pa.array([f"{NAME}.{task.rules[i].name}" if i >= 0 else None for i in first], pa.string())
+    reasons = pa.array([task.rules[i].name if i >= 0 else None for i in first], pa.string())
     decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=bits)
     result = {
         "counts": tally(documents, entered, reasons),
