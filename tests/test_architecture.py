@@ -45,6 +45,9 @@ ALLOWED: dict[str, set[str]] = {
     "jobs": {"recipe", "stages", "io", "report"},
 }
 
+# A module split in two stays one layer.
+SAME_LAYER = {"recipe_sections": "recipe"}
+
 # `io` may use only these kernels: the one reader of text applies cuts.
 KERNELS_OF_IO = {"refinery.kernels.cuts", "refinery.kernels.text"}
 
@@ -81,7 +84,8 @@ def _layer(path: Path) -> str:
     relative = path.relative_to(ROOT)
     if relative.parts[0] == "jobs":
         return "jobs"
-    return relative.parts[1].removesuffix(".py")
+    layer = relative.parts[1].removesuffix(".py")
+    return SAME_LAYER.get(layer, layer)
 
 
 def _name(path: Path) -> str:
@@ -107,6 +111,7 @@ def import_problems(path: Path, source: str) -> list[str]:
         package, _, rest = name.partition(".")
         if package == "refinery":
             target = rest.partition(".")[0] or "__init__"
+            target = SAME_LAYER.get(target, target)
             if target == "__version__":
                 continue
             if target not in free:
