@@ -87,7 +87,7 @@ def test_dropped_once_and_for_one_reason(tight):
 
 def test_the_rules_named_are_the_planted_ones(tight, corpus):
     found = Counter(c.reason for c in need_stage(tight["workdir"], "rules").counts if c.kind == "dropped")
-    assert found == Counter(f"rules.gopher.{name}" for name in corpus.junk.values())
+    assert found == Counter(f"gopher.{name}" for name in corpus.junk.values())
 
 
 def test_pack_holds_exactly_the_tokens_that_mix_kept(tight):
