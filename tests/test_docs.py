@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from refinery.cli import app
 from refinery.contracts.tables import TABLES
+from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError, TransientError
 from refinery.io.input_options import FORMAT_OPTIONS, FORMATS
 from refinery.io.records import REASONS
 from refinery.kernels.pii import TOKENS
@@ -203,6 +204,12 @@ def anchors(text: str) -> set[str]:
     """Return the anchors that a forge makes of headings."""
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_exit_codes_are_described() -> None:
+    text = text_of(ROOT / "docs" / "data-format.md")
+    for error in (ConfigError, SchemaError, IntegrityError, DataError, TransientError):
+        assert f"| {error.exit_code} | {error.__name__} |" in text
 
 
 def test_glossary_has_the_terms() -> None:
