@@ -143,6 +143,13 @@ def test_recipes_in_docs_load(path: Path) -> None:
                 sections()[name].model_validate(values)
 
 
+@pytest.mark.parametrize("stage", [s for s in STAGE_ORDER if s != "report"])
+def test_every_stage_runs_three_ways(stage: str) -> None:
+    assert stage in make_targets()
+    assert command_problem(f"refinery {stage} RECIPE --force --json") is None
+    assert (ROOT / "jobs" / f"{stage}.py").is_file()
+
+
 def test_every_stage_has_a_page() -> None:
     pages = {p.stem for p in (ROOT / "docs" / "stages").glob("*.md")}
     assert set(STAGE_ORDER) <= pages
