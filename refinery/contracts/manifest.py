@@ -109,7 +109,9 @@ def stage_manifest_from_json(text: str, path: str) -> StageManifest:
     try:
         body = json.loads(text)
         if body.pop("format") != "refinery.stage" or body.pop("version") != STAGE_MANIFEST_VERSION:
-            raise IntegrityError(f"{path}: not a stage manifest of version {STAGE_MANIFEST_VERSION}; rebuild the stage")
+            raise IntegrityError(
+                f"{path}: not a stage manifest of version {STAGE_MANIFEST_VERSION}; run the stage again with --force"
+            )
         body["parts"] = [PartEntry(**p) for p in body["parts"]]
         body["counts"] = [CountRow(**c) for c in body["counts"]]
         manifest = StageManifest(**body)
