@@ -50,7 +50,10 @@ def test_every_stage_conserves_in_its_manifest(tight):
 def test_counts_are_those_of_the_tables(tight, stage):
     workdir = tight["workdir"]
     facts = {row["doc_id"]: row for row in documents(workdir).values()}
-    tokens = {r["doc_id"]: r["num_tokens"] for r in whole_table(workdir, "tokenize", "tokens", ["doc_id", "num_tokens"]).to_pylist()}  # noqa: E501
+    tokens = {
+        r["doc_id"]: r["num_tokens"]
+        for r in whole_table(workdir, "tokenize", "tokens", ["doc_id", "num_tokens"]).to_pylist()
+    }  # noqa: E501
     counted: dict[tuple, list[int]] = {}
     for doc_id, decision in decisions(workdir, stage).items():
         if decision["keep"] is None:
@@ -60,7 +63,15 @@ def test_counts_are_those_of_the_tables(tight, stage):
         kind = "kept" if decision["keep"] else "dropped"
         assert (decision["drop_reason"] is None) == decision["keep"]
         assert decision["stage"] == (None if decision["keep"] else stage)
-        key = (kind, decision["drop_reason"] or "", row["source"], row["domain"], row["role"], row["lang"], row["split"])
+        key = (
+            kind,
+            decision["drop_reason"] or "",
+            row["source"],
+            row["domain"],
+            row["role"],
+            row["lang"],
+            row["split"],
+        )
         sums = counted.setdefault(key, [0, 0, 0])
         size = len(row["text"].encode())
         assert size == row["num_bytes"]
@@ -68,7 +79,8 @@ def test_counts_are_those_of_the_tables(tight, stage):
             sums[i] += value
     manifest = need_stage(workdir, stage)
     recorded = {
-        (c.kind, c.reason, c.source, c.domain, c.role, c.lang, c.split): [c.docs, c.bytes, c.tokens] for c in manifest.counts
+        (c.kind, c.reason, c.source, c.domain, c.role, c.lang, c.split): [c.docs, c.bytes, c.tokens]
+        for c in manifest.counts
     }
     assert recorded == counted
     assert any(c.kind == "dropped" for c in manifest.counts)

@@ -134,7 +134,11 @@ def test_clusters_name_their_best_and_their_size(facts):
 def test_validation_is_never_in_train(done, facts):
     """No held-out document, and no near copy of one, stands in a train stream."""
     workdir = done["workdir"]
-    streams = dict(zip(*(whole_table(workdir, "mix", "selection").column(c).to_pylist() for c in ("doc_id", "stream")), strict=True))  # noqa: E501
+    streams = dict(
+        zip(
+            *(whole_table(workdir, "mix", "selection").column(c).to_pylist() for c in ("doc_id", "stream")), strict=True
+        )
+    )  # noqa: E501
     docs = facts["documents"].values()
     for row in docs:
         stream = streams[row["doc_id"]]

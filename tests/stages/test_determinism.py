@@ -62,4 +62,7 @@ def test_same_bytes_for_any_number_of_cores(corpus, done, tmp_path, cores):
     command = [sys.executable, "-m", "refinery.cli", "run", str(path), "--json"]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ}, timeout=280)
     assert _hashes(values) == _hashes(done)
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))["spark"]["master"] == f"local[{cores}]"
+    assert (
+        json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))["spark"]["master"]
+        == f"local[{cores}]"
+    )

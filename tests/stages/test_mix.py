@@ -39,7 +39,10 @@ def _rows(workdir):
 def test_a_budget_keeps_the_smallest_keys(budgets):
     cut = 0
     for values in budgets.values():
-        ceilings = {s["stream"]: min(s["tokens"], s["unique_tokens"]) for s in need_stage(values["workdir"], "mix").facts["streams"]}
+        ceilings = {
+            s["stream"]: min(s["tokens"], s["unique_tokens"])
+            for s in need_stage(values["workdir"], "mix").facts["streams"]
+        }
         for domain in ("law", "web", "news", "general"):
             rows = [r for r in _rows(values["workdir"]) if r["domain"] == domain and r["split"] == "train"]
             draws = keyed_uint64(values["seed"], "mix", key_prefix_uint64([r["doc_key"] for r in rows]))
@@ -82,7 +85,9 @@ def test_shares_are_realised_in_the_plan(budgets):
         refs = rows_for(plan, manifest, 0, plan.total_rows)
         counts = np.bincount(refs.stream_index, minlength=len(manifest.streams))
         per_row = [s.total("loss_tokens") / s.rows for s in manifest.streams]
-        read = {s.name.split("/")[0]: float(c * p) for s, c, p in zip(manifest.streams, counts, per_row, strict=True) if c}
+        read = {
+            s.name.split("/")[0]: float(c * p) for s, c, p in zip(manifest.streams, counts, per_row, strict=True) if c
+        }
         total = sum(read.values())
         wanted = {**values["mix"]["stages"][0]["domains"], "general": values["mix"]["stages"][0]["replay"]}
         assert not any(s.name.endswith("validation") and c for s, c in zip(manifest.streams, counts, strict=True))
