@@ -20,7 +20,8 @@ ARMS = {"replay 0.25": ("0.25", "0.75"), "no replay": ("0", "1")}
 
 def run_arm(recipe: str, first_run: str, folder: Path, replay: str, target: str) -> dict[str, list[float]]:
     """Run one arm; return stream -> [loss at step 0, loss at the end]."""
-    settings = {"REFINERY_FIRST_RUN": first_run, "REFINERY_WORKDIR": str(folder), "REPLAY": replay, "TARGET_SHARE": target}
+    settings = {"REFINERY_FIRST_RUN": first_run, "REFINERY_WORKDIR": str(folder)}
+    settings |= {"REPLAY": replay, "TARGET_SHARE": target}
     command = [sys.executable, "-m", "refinery.cli", "run", recipe]
     subprocess.run(command, check=True, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
     points = json.loads((folder / "train" / "run.json").read_text())["points"]
@@ -39,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     root = Path(given.out or tempfile.mkdtemp())
     results = {
-        name: run_arm(given.recipe, os.path.abspath(given.first_run), root / name.replace(" ", "-"), *shares)
+        name: run_arm(given.recipe, str(Path(given.first_run).resolve()), root / name.replace(" ", "-"), *shares)
         for name, shares in ARMS.items()
     }
     print(f"{'stream':<40} {'start':>8} " + " ".join(f"{name:>14}" for name in results))

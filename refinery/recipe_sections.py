@@ -227,6 +227,7 @@ class Train(Section):
     batch_tokens: int = Field(16384, ge=16, description="tokens per optimiser step")
     steps: int | None = Field(None, ge=1, description="optimiser steps; default: the plan's rows once")
     eval_every: int = Field(100, ge=1, description="steps between validations")
+    eval_rows: int = Field(64, ge=1, description="rows per validation stream, the same ones each time")
     checkpoint_every: int = Field(200, ge=1, description="steps between checkpoints")
     options: dict[str, Any] = Field(default_factory=dict, description="further trainer settings by their names")
 

@@ -35,7 +35,11 @@ def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
         "batch_tokens": section.batch_tokens,
         **section.options,
         "schedule": {"kind": section.schedule, "max_lr": section.learning_rate, **section.options.get("schedule", {})},
-        "evaluate": {"every_steps": section.eval_every, **section.options.get("evaluate", {})},
+        "evaluate": {
+            "every_steps": section.eval_every,
+            "max_rows": section.eval_rows,
+            **section.options.get("evaluate", {}),
+        },
         "checkpoint": {"every_steps": section.checkpoint_every, **section.options.get("checkpoint", {})},
     }
     if section.steps is not None:
