@@ -36,6 +36,7 @@ from refinery.shards.row_table import ROWS_SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\}"
 _COUNT = {"type": "integer", "minimum": 0}
 
 
@@ -108,8 +109,22 @@ def _with_format(schema: dict[str, Any], name: str, version: int) -> dict[str, A
 
 
 def _recipe() -> dict[str, Any]:
-    schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
+    schema = _or_variable(Recipe.model_json_schema(ref_template="#/$defs/{model}"))
     return _titled(schema, "Refinery recipe", "A complete run; docs/recipe.md describes every key.")
+
+
+def _or_variable(schema: Any) -> Any:
+    """Let ``${NAME}`` stand for numbers and choices: a recipe is checked in editors before variables are replaced."""
+    if isinstance(schema, list):
+        return [_or_variable(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("number", "integer", "boolean") or "enum" in schema or "pattern" in schema:
+        outside = {k: v for k, v in schema.items() if k in ("title", "description", "default")}
+        inside = {k: v for k, v in schema.items() if k not in outside}
+        return {**outside, "anyOf": [inside, {"type": "string", "pattern": _VARIABLE}]}
+    # values under these keys are names or data, not schemas
+    return {k: v if k in ("default", "required") else _or_variable(v) for k, v in schema.items()}
 
 
 def _stage_manifest() -> dict[str, Any]:
