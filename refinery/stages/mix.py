@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from refinery.contracts.manifest import CountRow, StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import DECISIONS, SELECTION
@@ -223,11 +224,13 @@ def selection_part(task: MixTask, part: int) -> dict[str, Any]:
     if selection is None or decisions is None:
         names, keys, tokens, entered = _part_columns(task, part)
         documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
-        highest = np.array([task.limits.get(name, -1) for name in names], dtype=object)
+        highest = np.array([task.limits.get(name, -1) for name in names.tolist()], dtype=object)
         packed = np.array([int(k) <= h for k, h in zip(keys.tolist(), highest, strict=True)], dtype=bool)
-        reasons = np.where(packed, None, np.where(highest < 0, "mix.no_share", "mix.over_ceiling"))
-        reason_array = pa.array(reasons, pa.string())
-        chosen = pa.array(np.where(entered & packed, names, None), pa.string())
+        unwanted = pa.array(highest < 0)
+        reason_array = pc.if_else(
+            pa.array(packed), pa.scalar(None, pa.string()), pc.if_else(unwanted, "mix.no_share", "mix.over_ceiling")
+        )
+        chosen = pc.if_else(pa.array(entered & packed), pa.array(names, pa.string()), pa.scalar(None, pa.string()))
         table = pa.table({"doc_id": documents.column("doc_id"), "stream": chosen})
         selection = part_files.write_part(selection_path, table, SELECTION, print_)
         decided = decisions_table(documents.column("doc_id"), entered, reason_array, NAME)

@@ -24,6 +24,7 @@ from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
+from refinery.kernels.mixing import DEFAULT_MAX_EPOCHS
 from refinery.kernels.packing import plan_rows, row_bytes, write_rows
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
@@ -293,17 +294,35 @@ def _mix_plan(recipe: Recipe, mix: StageManifest, manifest: ShardManifest) -> Mi
     """Turn token shares into integer row weights over what was packed, phase after phase."""
     present = {s.name for s in manifest.streams}
     per_row = {s.name: s.total("loss_tokens") / max(s.rows, 1) for s in manifest.streams}
-    stages: list[tuple[int, dict[str, float]]] = []
+    stages: list[tuple[float, dict[str, float]]] = []
+    drawn: dict[str, float] = {}
     for phase in mix.facts["phases"]:
         shares = {s: share for s, share in phase["streams"].items() if s in present and per_row[s]}
         total = sum(shares.values())
         if not total:
             raise DataError("a phase of the mix has no packed stream; its domains were dropped upstream")
         shares = {s: share / total for s, share in shares.items()}
-        rows_per_token = sum(share / per_row[s] for s, share in shares.items())
-        num_rows = max(1, round(phase["share"] * mix.facts["budget_tokens"] * rows_per_token))
-        stages.append((num_rows, shares))
-    return first_plan(manifest, recipe.seed, stages)
+        tokens = phase["share"] * mix.facts["budget_tokens"]
+        for stream, share in shares.items():
+            drawn[stream] = drawn.get(stream, 0.0) + tokens * share / per_row[stream]
+        stages.append((sum(tokens * share / per_row[s] for s, share in shares.items()), shares))
+    scale = _within_caps(recipe, manifest, drawn)
+    return first_plan(manifest, recipe.seed, [(max(1, int(rows * scale)), shares) for rows, shares in stages])
+
+
+def _within_caps(recipe: Recipe, manifest: ShardManifest, drawn: dict[str, float]) -> float:
+    """Return the factor on all rows that keeps every stream within its cap on epochs.
+
+    A budget in tokens becomes rows through the tokens that a row predicts; document starts and padding predict nothing,
+    so that the last rows could pass a cap that the tokens meet.
+    """
+    caps = recipe.mix.max_epochs if recipe.mix else {}
+    scale = 1.0
+    for stream, rows in drawn.items():
+        key = manifest.stream(stream).key
+        cap = caps.get("replay" if key.role == "replay" else key.domain, DEFAULT_MAX_EPOCHS)
+        scale = min(scale, cap * manifest.stream(stream).rows / rows)
+    return scale
 
 
 def _facts(manifest: ShardManifest, plan: MixPlan) -> dict[str, Any]:

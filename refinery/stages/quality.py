@@ -36,7 +36,7 @@ from refinery.kernels.fasttext_model import (
 from refinery.kernels.preparation import prepare
 from refinery.kernels.text import TextViews, text_views
 from refinery.recipe import Quality
-from refinery.stages.decisions import decisions_table, located
+from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 from refinery.stages.workspace import (
@@ -54,6 +54,8 @@ ALGORITHM_VERSION = 1
 HOLDOUT_FRAC = 0.1
 SCORE_BINS = 10_000
 """Thresholds by share of text are multiples of 1 / SCORE_BINS: sums per bin, not scores, travel to the driver."""
+MAX_LINE_BYTES = 8192
+"""Text of one document that training reads; scoring reads all of it."""
 POSITIVE, NEGATIVE = "positive", "negative"
 
 
@@ -169,7 +171,9 @@ def _with_model(run_: Run, task: QualityTask, section: Quality) -> tuple[Quality
 def training_part(task: QualityTask, part: int) -> dict[str, Any]:
     """Write the prepared training lines of one part."""
     path = part_files.part_path(task.workdir, NAME, "training", part)
-    print_ = fingerprint_of("training", task.seed, task.rates, task.settings["preparation"], task.upstream[part])
+    print_ = fingerprint_of(
+        "training", ALGORITHM_VERSION, task.seed, task.rates, task.settings["preparation"], task.upstream[part]
+    )
     found = part_files.found_part(path, print_)
     if found is None:
         tables = [TRAINING.empty_table()]
@@ -187,13 +191,29 @@ def _lines_of(task: QualityTask, table: pa.Table) -> pa.Table:
     train = pc.equal(table.column("split"), "train").to_numpy(zero_copy_only=False)
     drawn = np.flatnonzero(train & (keyed_uniform(task.seed, "quality.sample", keys) < rates))
     chosen = table.take(pa.array(drawn))
-    lines = prepare(text_views(chosen.column("text")), task.settings["preparation"])
+    lines = _shortened(prepare(text_views(chosen.column("text")), task.settings["preparation"]))
     positives = set(task.settings["positives"])
     labels = [POSITIVE if sources[i] in positives else NEGATIVE for i in drawn]
     holdout = keyed_uniform(task.seed, "quality.holdout", keys[drawn]) < HOLDOUT_FRAC
     return pa.table(
         {"doc_id": chosen.column("doc_id"), "label": labels, "holdout": holdout, "line": _binary(lines)}
     ).cast(TRAINING)
+
+
+def _shortened(lines: TextViews) -> TextViews:
+    """Cut training lines to `MAX_LINE_BYTES` at a blank: one book must not outweigh a hundred pages, nor take as long."""
+    kept = bytearray()
+    offsets = [0]
+    for start, end in zip(lines.offsets[:-1].tolist(), lines.offsets[1:].tolist(), strict=True):
+        line = lines.data[start:end].tobytes()
+        if len(line) > MAX_LINE_BYTES:
+            line = (
+                line[: max(line.rfind(b" ", 0, MAX_LINE_BYTES), 0)]
+                or line[:MAX_LINE_BYTES].decode("utf-8", "ignore").encode()
+            )
+        kept += line
+        offsets.append(len(kept))
+    return TextViews(np.array(offsets, dtype=np.int64), np.frombuffer(bytes(kept), dtype=np.uint8))
 
 
 def _binary(lines: TextViews) -> pa.Array:
@@ -309,7 +329,7 @@ def decide_part(task: QualityTask, threshold: float, part: int) -> dict[str, Any
         documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         entered = keep_mask(task.workdir, part, documents.num_rows, task.upto)
         low = (scores_table.to_numpy() < threshold) & ~_exempt(task, documents)
-        reasons = pa.array(np.where(low, f"{NAME}.low_score", None), pa.string())
+        reasons = reasons_where(low, f"{NAME}.low_score")
         table = decisions_table(documents.column("doc_id"), entered, reasons, NAME)
         found = part_files.write_part(path, table, DECISIONS, print_, {"counts": tally(documents, entered, reasons)})
     return {**found.result, "decisions": located(part, found)}

@@ -39,7 +39,7 @@ from refinery.stages.workspace import (
 )
 
 NAME = "rules"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 @dataclass(frozen=True)

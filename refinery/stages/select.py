@@ -30,7 +30,7 @@ from refinery.kernels.shingles import table_digest
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe, Select
 from refinery.stages.budget_cut import KeyColumns, budget_limits
-from refinery.stages.decisions import decisions_table, located
+from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 from refinery.stages.workspace import (
@@ -208,7 +208,7 @@ def decide_part(task: SelectTask, part: int) -> dict[str, Any]:
         weighed = orders.is_valid().to_numpy(zero_copy_only=False)
         over = weighed & (orders.fill_null(0).to_numpy().view(np.uint64) > np.uint64(task.limit))
         over &= ~_exempt(task, documents)
-        reasons = pa.array(np.where(over, f"{NAME}.low_importance", None), pa.string())
+        reasons = reasons_where(over, f"{NAME}.low_importance")
         table = decisions_table(documents.column("doc_id"), entered, reasons, NAME)
         result = {"counts": tally(documents, entered, reasons), "selected": _count_rows(task, part, weighed & ~over)}
         found = part_files.write_part(path, table, DECISIONS, print_, result)

@@ -40,8 +40,8 @@ LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 def make_session(settings: Spark, name: str) -> SparkSession:
     """Start (or join) a Spark session.
 
-    Under ``spark-submit`` the submitted master and settings win; otherwise the recipe's do. Settings never change
-    results, only how work is spread.
+    Under ``spark-submit`` the submitted master wins, and so does every setting that was submitted; the recipe's and
+    ours fill in the rest. Settings never change results, only how work is spread.
 
     Raises:
         ConfigError: no usable Java, or the session does not start.
@@ -56,17 +56,18 @@ def make_session(settings: Spark, name: str) -> SparkSession:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
+    wanted = {**SETTINGS, "spark.sql.shuffle.partitions": str(settings.shuffle_partitions)}
+    given: dict[str, str] = {}
     builder = SparkSession.builder.appName(f"refinery {name}")
-    for key, value in SETTINGS.items():
-        builder = builder.config(key, value)
-    if not submitted:
-        builder = builder.master(_with_retries(settings.master)).config("spark.driver.memory", settings.driver_memory)
-        builder = builder.config(
-            "spark.driver.extraJavaOptions", f"{JAVA_OPTIONS} -Dlog4j2.configurationFile={LOG_SETTINGS.as_uri()}"
-        )
-    builder = builder.config("spark.sql.shuffle.partitions", str(settings.shuffle_partitions))
-    for key, value in settings.conf.items():
-        builder = builder.config(key, value)
+    if submitted:
+        given = _submitted_settings()
+        wanted |= _archive_settings(_code_archive(), given.get("spark.master", ""))
+    else:
+        builder = builder.master(_with_retries(settings.master))
+        wanted |= {"spark.driver.memory": settings.driver_memory, "spark.driver.extraJavaOptions": _java_options()}
+    for key, value in {**wanted, **settings.conf}.items():
+        if key not in given:
+            builder = builder.config(key, value)
     try:
         session = builder.getOrCreate()
     except Exception as error:
@@ -74,6 +75,41 @@ def make_session(settings: Spark, name: str) -> SparkSession:
     # What fails reaches the driver as an exception; the JVM's stack traces beside it only hide the message.
     session.sparkContext.setLogLevel("OFF" if local else "ERROR")
     return session
+
+
+def _java_options() -> str:
+    quiet = f" -Dlog4j2.configurationFile={LOG_SETTINGS.as_uri()}" if LOG_SETTINGS.is_file() else ""  # not in a zip
+    return JAVA_OPTIONS + quiet
+
+
+def _submitted_settings() -> dict[str, str]:
+    """Return what ``spark-submit`` was given, by flag, ``--conf`` or its defaults file."""
+    from pyspark import SparkConf, SparkContext  # noqa: PLC0415
+
+    SparkContext._ensure_initialized()  # joins the JVM that spark-submit started: only it knows
+    return dict(SparkConf().getAll())
+
+
+def _code_archive() -> Path | None:
+    """Return the zip that this code was imported from, or None if it is installed."""
+    return next((folder for folder in Path(__file__).absolute().parents if folder.is_file()), None)
+
+
+def _archive_settings(archive: Path | None, master: str) -> dict[str, str]:
+    """Return what executors need to run the code of an archive that ``--py-files`` shipped.
+
+    Spark puts the archive on the path of each task, but starts the worker daemon without it: the daemon would not be
+    found, or an installed copy of another version would be, and every task forked from it would run that copy.
+    Executors fetch the archive into their own folder, where they also start Python, so its name is its path; YARN
+    sets the path itself. numba keeps compiled kernels of an archive under ``XDG_CACHE_HOME`` and fails where that
+    cannot be written; an executor's own folder always can.
+    """
+    if archive is None:
+        return {}
+    found = {"spark.executorEnv.XDG_CACHE_HOME": ".cache"}
+    if master.startswith("local"):
+        return {"spark.executorEnv.PYTHONPATH": str(archive)}
+    return found if master.startswith("yarn") else {**found, "spark.executorEnv.PYTHONPATH": archive.name}
 
 
 def _with_retries(master: str) -> str:
