@@ -132,4 +132,7 @@ def merge_counts(groups: Iterable[Iterable[Mapping[str, Any]]]) -> list[CountRow
             sums[0] += row["docs"]
             sums[1] += row["bytes"]
             sums[2] += row.get("tokens", 0)
-    return [CountRow(*key, *sums) for key, sums in sorted(total.items())]
+    return [
+        CountRow(**dict(zip(names, key, strict=True)), docs=sums[0], bytes=sums[1], tokens=sums[2])
+        for key, sums in sorted(total.items())
+    ]

@@ -122,7 +122,8 @@ def resolve_clusters(
     made = greedy_keep(rank, left, right, jaccard)
     keep, because = made.keep.copy(), made.because_of.copy()
     similarity = np.where(made.edge >= 0, jaccard[np.maximum(made.edge, 0)] if len(jaccard) else np.nan, np.nan)
-    reasons = np.where(keep, None, NEAR).astype(object)
+    reasons = np.full(len(ids), NEAR, dtype=object)
+    reasons[keep] = None
     # A copy goes with its twin; if the twin itself went over an edge, that edge holds for the copy's equal text too.
     keep[copies] = False
     because[copies] = np.where(keep[twins], twins, because[twins])

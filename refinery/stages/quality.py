@@ -201,7 +201,7 @@ def _lines_of(task: QualityTask, table: pa.Table) -> pa.Table:
 
 
 def _shortened(lines: TextViews) -> TextViews:
-    """Cut training lines to `MAX_LINE_BYTES` at a blank: one book must not outweigh a hundred pages, nor take as long."""
+    """Cut training lines to `MAX_LINE_BYTES` at a blank: a book must not outweigh a hundred pages, nor take as long."""
     kept = bytearray()
     offsets = [0]
     for start, end in zip(lines.offsets[:-1].tolist(), lines.offsets[1:].tolist(), strict=True):
