@@ -115,7 +115,8 @@ def test_part_numbers_ignore_what_is_no_part(tmp_path):
 
 def test_nulls_and_unicode_survive(tmp_path):
     table = pa.table({
-        "doc_id": [1, 2, 3], "keep": [True, False, None], "drop_reason": [None, "rules.a", None], "rule_bits": [0, -1, 2**62],
+        "doc_id": [1, 2, 3], "keep": [True, False, None], "drop_reason": [None, "rules.a", None],
+        "rule_bits": [0, -1, 2**62],
         "stage": [None, "rules", None], "because_of": [None, "法\0\r\n", ""],
     })  # fmt: skip
     write_part(part_path(str(tmp_path), "rules", "decisions", 0), table, DECISIONS, "p")
@@ -138,7 +139,7 @@ class TestStorage:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(TransientError, match="No space left.*free space"):
+        with pytest.raises(TransientError, match=r"No space left.*free space"):
             storage.write_atomic(path, b"second")
         assert storage.read_bytes(path) == b"one"
         assert storage.list_names(str(tmp_path)) == ["b.bin"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def _sums(counts, kinds):
 
 def test_every_stage_conserves_in_its_manifest(tight):
     order = [need_stage(tight["workdir"], s) for s in DATA_STAGES]
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         if after.stage == "pack":
             continue
         entered, left = _sums(before.counts, ["kept"]), _sums(after.counts, ["kept", "dropped", "cut"])
@@ -53,7 +54,7 @@ def test_counts_are_those_of_the_tables(tight, stage):
     tokens = {
         r["doc_id"]: r["num_tokens"]
         for r in whole_table(workdir, "tokenize", "tokens", ["doc_id", "num_tokens"]).to_pylist()
-    }  # noqa: E501
+    }
     counted: dict[tuple, list[int]] = {}
     for doc_id, decision in decisions(workdir, stage).items():
         if decision["keep"] is None:

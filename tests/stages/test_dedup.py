@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+
 import pytest
 
+from refinery.hashing import hex_key
 from refinery.io import parts as part_files
+from refinery.shards.format import decode_seg
 from refinery.stages.workspace import need_stage
 from tests.kernels.reference_minhash import words_of
-from tests.stages.corpus import recipe_values
-from tests.stages.runs import decisions, documents, run_stages, survivors, whole_table
+from tests.stages.corpus import recipe_values, write_jsonl
+from tests.stages.runs import decisions, documents, fork, run_stages, survivors, whole_table
 
 pytestmark = pytest.mark.spark
 
@@ -26,10 +32,6 @@ def _jaccard(a, b):
 @pytest.fixture(scope="module")
 def facts(done, corpus):
     """Documents by key and by planted id, decisions by key, clusters by key."""
-    import json
-
-    from refinery.hashing import hex_key
-
     by_key = documents(done["workdir"])
     ids = {row["doc_id"]: key for key, row in by_key.items()}
     made = {ids[i]: d for i, d in decisions(done["workdir"], "dedup_documents").items() if d["keep"] is not None}
@@ -138,7 +140,7 @@ def test_validation_is_never_in_train(done, facts):
         zip(
             *(whole_table(workdir, "mix", "selection").column(c).to_pylist() for c in ("doc_id", "stream")), strict=True
         )
-    )  # noqa: E501
+    )
     docs = facts["documents"].values()
     for row in docs:
         stream = streams[row["doc_id"]]
@@ -155,10 +157,6 @@ def test_validation_is_never_in_train(done, facts):
 
 
 def test_validation_hashes_are_in_no_train_shard(done, facts):
-    from pathlib import Path
-
-    from refinery.shards.format import decode_seg
-
     root = Path(done["workdir"], "pack", "shards")
     found = {"train": set(), "validation": set()}
     for path in sorted(root.rglob("*.seg")):
@@ -172,8 +170,6 @@ def test_validation_hashes_are_in_no_train_shard(done, facts):
 
 @pytest.mark.parametrize(("keep", "better"), [("longest", max), ("smallest_key", None)])
 def test_keep_policy(spark, corpus, done, tmp_path, keep, better):
-    from tests.stages.runs import fork
-
     values = fork(done, tmp_path / "run")
     values["dedup_documents"] = {"jaccard": BOUND, "keep": [keep]}
     run_stages(spark, values, ["dedup_documents"])
@@ -192,23 +188,20 @@ def test_keep_policy(spark, corpus, done, tmp_path, keep, better):
 
 
 def test_targets_are_kept_over_pool(spark, own_corpus, tmp_path):
-    """A web page that copies a law goes, whatever its length; a law that copies a web page stays."""
-    from tests.stages.corpus import write_jsonl
-
+    """A longer web page that copies a law goes; only a held-out one stays, and takes the law's place."""
     values = recipe_values(own_corpus, tmp_path / "run")
-    import gzip
-    import json
-
-    laws = [json.loads(line) for line in gzip.decompress((own_corpus.root / "laws.jsonl.gz").read_bytes()).splitlines()]
-    longer = [{"id": f"z{n}", "text": row["text"] + "附则。"} for n, row in enumerate(laws)]
-    write_jsonl(own_corpus.root / "web" / "z.jsonl", longer)
-    run_stages(spark, values, ["ingest", "rules", "dedup_documents"])
+    values = {k: v for k, v in values.items() if k not in ("tokenizer", "mix", "pack", "rules")}
+    target = values["inputs"][0]
+    copies = {"source": "copies", "domain": "web", "role": "pool", "paths": [str(tmp_path / "copies.jsonl")]}
+    values["inputs"] = [target, {**target, **copies}]
+    laws = gzip.decompress((own_corpus.root / "laws.jsonl.gz").read_bytes()).splitlines()
+    write_jsonl(tmp_path / "copies.jsonl", [{**row, "text": row["text"] + "附则。"} for row in map(json.loads, laws)])
+    run_stages(spark, values, ["ingest", "dedup_documents"])
     docs = documents(values["workdir"])
-    left = survivors(values["workdir"], ("rules", "dedup_documents"))
+    left = survivors(values["workdir"], ("dedup_documents",))
     for row in docs.values():
         if row["source"] == "laws" and row["split"] == "validation":
             assert row["doc_id"] in left
-    copies = [row for row in docs.values() if row["source"] == "web" and row["text"].endswith("附则。")]
-    gone = [row for row in copies if row["doc_id"] not in left]
-    held_out = [row for row in copies if row["split"] == "validation"]
-    assert len(gone) + len(held_out) >= len(copies), "only held-out copies may stay"
+        if row["source"] == "copies" and row["doc_id"] in left:
+            assert row["split"] == "validation"
+    assert len(left) == len(laws)

@@ -23,7 +23,9 @@ def _hashes(values):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("shuffle_partitions", "slice_rows"), [(1, 7), (3, 1), (7, 1000)])
+@pytest.mark.parametrize(
+    ("shuffle_partitions", "slice_rows"), [(1, 7), (7, 1), pytest.param(3, 1000, marks=pytest.mark.slow)]
+)
 def test_same_bytes_for_any_partitions_and_slices(spark, corpus, done, tmp_path, shuffle_partitions, slice_rows):
     values = recipe_values(corpus, tmp_path / "run")
     before = spark.conf.get("spark.sql.shuffle.partitions")
@@ -46,6 +48,7 @@ def test_every_part_is_the_same_file(spark, corpus, done, tmp_path):
             assert path.read_bytes() == (Path(values["workdir"]) / path.relative_to(done["workdir"])).read_bytes(), path
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_shards(spark, corpus, done, tmp_path):
     values = {**recipe_values(corpus, tmp_path / "run"), "seed": 8}
     run_stages(spark, values)

@@ -44,8 +44,9 @@ def test_validation_loss_falls_on_every_domain(trained):
 def test_the_record_names_the_data_it_was_trained_on(trained):
     facts = need_stage(trained["workdir"], "train").facts
     pack = need_stage(trained["workdir"], "pack").facts
-    assert pack["shard_content_hash"] in facts["data"].values()
-    assert pack["plan_hash"] in facts["data"].values()
+    assert facts["data"]["content_hash"] == pack["shard_content_hash"]
+    tokenizer = need_stage(trained["workdir"], "tokenize").facts["sha256"]
+    assert facts["data"]["tokenizer_sha256"] == tokenizer
 
 
 def test_training_is_not_repeated(trained):

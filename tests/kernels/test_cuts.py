@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refinery.errors import IntegrityError
+from refinery.kernels.cuts import apply_cuts, merged_spans
+from refinery.kernels.text import text_views
+
+TEXTS = ["", "a plain line\r\n", "第一条　合同", "чистый текст", "🙂\0🙂", "e\u0301", "x" * 40]
+
+
+def _reference(text: str, spans: list[tuple[int, int]]) -> str:
+    """Drop every byte that any span covers."""
+    raw = text.encode()
+    return bytes(b for i, b in enumerate(raw) if not any(a <= i < z for a, z in spans)).decode()
+
+
+def _cut(texts, rows, cuts):
+    array = pa.array(texts, pa.large_string())
+    columns = [np.array([c[i] for c in cuts], dtype=np.int64) for i in range(3)]
+    return apply_cuts(text_views(array), np.array(rows, dtype=np.int64), *columns).to_pylist()
+
+
+@st.composite
+def documents_with_cuts(draw):
+    """Documents at ascending rows, and cuts at character borders, some of rows that are not there."""
+    texts = draw(st.lists(st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)), max_size=8))
+    texts = [t for t in texts if not any(0xD800 <= ord(c) < 0xE000 for c in t)]
+    rows = sorted(draw(st.sets(st.integers(0, 50), min_size=len(texts), max_size=len(texts))))
+    cuts = []
+    for row, text in zip(rows, texts, strict=True):
+        borders = [len(text[:i].encode()) for i in range(len(text) + 1)]
+        for _ in range(draw(st.integers(0, 4))):
+            start, end = sorted((draw(st.sampled_from(borders)), draw(st.sampled_from(borders))))
+            cuts.append((row, start, end))
+    absent = draw(st.integers(51, 60))
+    cuts += [(absent, 0, 10**6)] * draw(st.integers(0, 1))
+    return texts, rows, draw(st.permutations(cuts))
+
+
+@given(documents_with_cuts())
+def test_equals_dropping_bytes_one_by_one(case):
+    texts, rows, cuts = case
+    wanted = [
+        _reference(t, [(a, z) for owner, a, z in cuts if owner == row]) for row, t in zip(rows, texts, strict=True)
+    ]
+    assert _cut(texts, rows, cuts) == wanted
+
+
+@given(documents_with_cuts())
+def test_slices_give_the_same_as_the_whole(case):
+    texts, rows, cuts = case
+    pieces = [_cut(texts[i : i + 1], rows[i : i + 1], cuts)[0] for i in range(len(texts))]
+    assert _cut(texts, rows, cuts) == pieces
+
+
+def test_a_sliced_array_is_read_from_its_offset():
+    array = pa.array(["zero", "one", "two three"], pa.large_string()).slice(1)
+    cuts = (np.array([7]), np.array([3]), np.array([9]))
+    assert apply_cuts(text_views(array), np.array([4, 7]), *cuts).to_pylist() == ["one", "two"]
+
+
+def test_overlapping_and_touching_spans_count_once():
+    assert merged_spans(np.array([5, 0, 3, 20]), np.array([9, 3, 6, 20])) == [(0, 9), (20, 20)]
+    assert _cut(["0123456789"], [0], [(0, 1, 4), (0, 2, 6), (0, 6, 7)]) == ["0789"]
+
+
+@pytest.mark.parametrize("span", [(0, 11), (-1, 3), (5, 4)])
+def test_a_cut_outside_its_document_is_refused(span):
+    with pytest.raises(IntegrityError, match="outside its document"):
+        _cut(["0123456789", "next"], [3, 4], [(3, *span)])
+
+
+def test_no_documents_and_no_cuts():
+    assert _cut([], [], [(3, 0, 1)]) == []
+    assert _cut(["a", ""], [0, 1], []) == ["a", ""]
