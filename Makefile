@@ -75,8 +75,10 @@ schemas: setup ## write schemas/ from the code
 	$(BIN)/python -m refinery.schemas_export schemas
 
 dist: setup ## build the wheel and the zip that spark-submit ships
-	rm -rf dist build && $(BIN)/python -m pip wheel -q --no-deps -w dist . && cp dist/refinery-*.whl dist/refinery.zip
-	@ls -l dist
+	rm -rf dist build
+	SOURCE_DATE_EPOCH=315532800 $(BIN)/python -m pip wheel -q --no-deps -w dist .
+	$(BIN)/python jobs/_archive.py dist/refinery.zip
+	@rm -rf build && sha256sum dist/*
 
 clean: ## remove compiled kernels and caches; runs and .venv stay
 	find refinery tests benchmarks -name '*.nb[ic]' -delete

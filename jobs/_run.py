@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 
-from refinery.errors import RefineryError, exit_code_of
-from refinery.recipe import load_recipe
-from refinery.stages.pipeline import run_recipe, selected_stages
-from refinery.stages.workspace import Run
+# Python puts the folder of the script first on the path, and there `select` and `tokenize` are jobs; whatever imports
+# the standard library's modules of these names would get a job.
+_SCRIPTS = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH100, PTH120 (pathlib would import more before this)
+sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != _SCRIPTS]  # noqa: PTH100
+
+import argparse  # noqa: E402
+
+from refinery.errors import RefineryError, exit_code_of  # noqa: E402
+from refinery.recipe import load_recipe  # noqa: E402
+from refinery.stages.pipeline import run_recipe, selected_stages  # noqa: E402
+from refinery.stages.workspace import Run  # noqa: E402
 
 
 def run_job(stage: str | None) -> int:
