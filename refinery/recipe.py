@@ -144,6 +144,16 @@ def _check_dependencies(recipe: Recipe) -> None:
 
 
 def _check_names(recipe: Recipe, sources: set[str]) -> None:
+    domains = {i.domain for i in recipe.inputs}
+    named: dict[str, tuple[Mapping[str, Any], set[str]]] = {
+        "rules.by_domain": (recipe.rules.by_domain if recipe.rules else {}, domains),
+        "mix.max_epochs": (recipe.mix.max_epochs if recipe.mix else {}, domains | {"replay"}),
+    }
+    for where, (given, known) in named.items():
+        for name in sorted(set(given) - known):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{where} names domain {name}, inputs have {', '.join(sorted(known))}{hint}")
     if recipe.quality is not None:
         unknown = sorted({*recipe.quality.positives, *recipe.quality.negatives} - sources)
         if unknown:
@@ -157,6 +167,22 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
             )
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        "while reading a mapping", node.start_mark, f"key {key_node.value} is given twice",
+                        key_node.start_mark,
+                    )  # fmt: skip
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Load and check a recipe file.
 
@@ -167,7 +193,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not file.is_file():
         raise ConfigError(f"recipe {file} does not exist; `refinery init` writes one")
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):

@@ -7,8 +7,9 @@ hash even where fingerprints (which know paths and times) differ.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,22 @@ def read_part(workdir: str, stage: str, table: str, part: int, columns: Sequence
     Raises:
         IntegrityError: the part is missing or is not readable Parquet. SchemaError: a column is missing.
     """
+    with _opened(workdir, stage, table, part, columns) as reader:
+        return reader.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
+
+
+def read_batches(
+    workdir: str, stage: str, table: str, part: int, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Read some columns of one part in batches of at most `batch_rows` rows; errors as `read_part`."""
+    with _opened(workdir, stage, table, part, columns) as reader:
+        yield from reader.iter_batches(batch_size=batch_rows, columns=list(columns))
+
+
+@contextlib.contextmanager
+def _opened(
+    workdir: str, stage: str, table: str, part: int, columns: Sequence[str] | None
+) -> Iterator[pq.ParquetFile]:
     path = part_path(workdir, stage, table, part)
     if not storage.exists(path):
         raise IntegrityError(f"{path} is missing; run `refinery {stage} RECIPE` again")
@@ -129,6 +146,6 @@ def read_part(workdir: str, stage: str, table: str, part: int, columns: Sequence
             absent = [c for c in columns or [] if c not in reader.schema_arrow.names]
             if absent:
                 raise SchemaError(f"{path} lacks columns {absent}; it has {reader.schema_arrow.names}")
-            return reader.read(columns=list(columns) if columns is not None else None).replace_schema_metadata(None)
+            yield reader
         except (pa.ArrowInvalid, OSError) as error:
             raise IntegrityError(f"{path} is damaged ({error}); delete it and run the stage again") from error

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refinery.io import parts as part_files
 from refinery.io import storage
@@ -86,22 +85,22 @@ def read_survivors(
         columns: document columns; ``text`` comes with every earlier cut applied, ``lang`` as `read_labels` has it.
         upto: deciding stages before the caller, in order.
         slice_rows: documents per slice; bounds memory, never changes results.
+    Raises:
+        IntegrityError: the part is missing or damaged, or a cut does not fit. SchemaError: a column is missing.
     """
-    path = part_files.part_path(workdir, "ingest", "documents", part)
-    with storage.open_input(path) as file:
-        reader = pq.ParquetFile(file)
-        mask = keep_mask(workdir, part, reader.metadata.num_rows, upto)
-        cuts = _read_cuts(workdir, part, upto)
-        start = 0
-        for batch in reader.iter_batches(batch_size=slice_rows, columns=list(columns)):
-            rows = np.flatnonzero(mask[start : start + batch.num_rows])
-            if len(rows):
-                table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
-                if len(rows) < batch.num_rows:
-                    table = table.take(rows)
-                table = _with_language(workdir, part, table.select(list(columns)), upto, rows + start)
-                yield _with_cuts(Survivors(rows + start, table), cuts)
-            start += batch.num_rows
+    num_rows = part_files.read_part(workdir, "ingest", "documents", part, ["num_bytes"]).num_rows
+    mask = keep_mask(workdir, part, num_rows, upto)
+    cuts = _read_cuts(workdir, part, upto)
+    start = 0
+    for batch in part_files.read_batches(workdir, "ingest", "documents", part, columns, slice_rows):
+        rows = np.flatnonzero(mask[start : start + batch.num_rows])
+        if len(rows):
+            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            if len(rows) < batch.num_rows:
+                table = table.take(rows)
+            table = _with_language(workdir, part, table.select(list(columns)), upto, rows + start)
+            yield _with_cuts(Survivors(rows + start, table), cuts)
+        start += batch.num_rows
 
 
 def _read_cuts(workdir: str, part: int, upto: Sequence[str]) -> pa.Table | None:
