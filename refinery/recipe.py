@@ -193,7 +193,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not file.is_file():
         raise ConfigError(f"recipe {file} does not exist; `refinery init` writes one")
     try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)  # noqa: S506 - a SafeLoader
+        raw = _OneOfEach(file.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
