@@ -181,12 +181,16 @@ def _mix_advice(facts: RunFacts) -> list[str]:
         )
     if packing and packing.dropped_tokens:
         found.append(f"Packing dropped {number(packing.dropped_tokens)} tokens (policy {packing.policy}).")
-    found += [
-        f"Validation of {stream_title(stream.stream)} holds only {plural(stream.docs, 'document')}: "
-        "its loss is noisy; raise ingest.validation_frac or add text."
+    small = [
+        f"{stream_title(stream.stream)} ({number(stream.docs)})"
         for stream in (packing.streams if packing else ())
         if stream.stream.endswith("/validation") and stream.docs < _SMALL_VALIDATION_DOCS
     ]
+    if small:
+        found.append(
+            f"Few documents are held out of {', '.join(small)}: their losses are noisy; "
+            "raise ingest.validation_frac or add text."
+        )
     return found
 
 
