@@ -115,6 +115,7 @@ def make_recipe(
     domains = sorted({i["domain"] for i in inputs if i["role"] != "replay"})
     shares = {d: round(0.8 / len(domains), 4) for d in domains}
     shares[domains[0]] = round(0.8 - sum(list(shares.values())[1:]), 4)
+    code = any(i["domain"] == "code" for i in inputs)
     target = next(i["domain"] for i in inputs if i["role"] == "target")
     return parse_recipe(
         {
@@ -123,8 +124,8 @@ def make_recipe(
             "workdir": str(workdir),
             "inputs": inputs,
             "ingest": {"part_bytes": _PART_BYTES, "pii": "mask", "validation_frac": validation_frac},
-            "screen": {"languages": [], "exempt_domains": ["code"]},
-            "rules": {"presets": ["gopher", "fineweb", "zh_web"], "by_domain": {"code": ["code"]}},
+            "screen": {"languages": []},
+            "rules": {"presets": ["gopher", "fineweb", "zh_web"], "by_domain": {"code": ["code"]} if code else {}},
             "select": {"target": target, "keep_frac": 0.9},
             "dedup_documents": {"jaccard": 0.8},
             "dedup_sentences": {"exact": True},

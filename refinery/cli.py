@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
+from refinery import forecast
+from refinery.cli_plan import plan_app
 from refinery.contracts.manifest import StageManifest
 from refinery.errors import ConfigError, RefineryError, exit_code_of
+from refinery.forecast_text import actual_text, full_text, short_text
 from refinery.recipe import Recipe, load_recipe
 from refinery.stages.pipeline import STAGES, run_recipe, selected_stages, stage_status
 from refinery.stages.workspace import Run
@@ -29,6 +33,7 @@ app = typer.Typer(
 )
 export_app = typer.Typer(help="Write shards in the layout of another trainer.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
+app.add_typer(plan_app, name="plan")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")]
@@ -73,22 +78,38 @@ def run(
     """Run a recipe: every stage that is not up to date, then the report."""
     loaded = load_recipe(recipe)
     stages = selected_stages(loaded, first, last)
+    expected = forecast.forecast_run(loaded, stages)
     if dry_run:
         rows = [r for r in stage_status(loaded) if r["stage"] in stages]
-        _show(rows, json_, "\n".join(f"{r['stage']}: {'complete' if r['complete'] else 'to do'}" for r in rows))
+        _show({"stages": rows, "forecast": expected.to_json()}, json_, full_text(expected))
         return
-    done = _run_stages(loaded, stages, force or [], quiet=json_)
+    if not json_:
+        sys.stderr.write(short_text(expected) + "\n")
+    seconds: dict[str, float] = {}
+    forecast.store(loaded.workdir, expected)
+    done = _run_stages(loaded, stages, force or [], quiet=json_, seconds=seconds)
+    actual = forecast.actual_of(loaded, expected, seconds)
+    forecast.store(loaded.workdir, expected, actual)
     page = _write_report(loaded)
     results = [{"stage": name, "content_hash": m.content_hash} for name, m in done.items()]
     if json_:
-        _show({"stages": results, "report": page}, True, "")
+        _show({"stages": results, "report": page, "forecast": {**expected.to_json(), "actual": actual}}, True, "")
     else:
         _closing_lines(loaded, recipe, page)
+        sys.stdout.write(f"\n{actual_text(actual)}\n" if actual["stages"] else "")
 
 
-def _run_stages(recipe: Recipe, stages: list[str], force: list[str], *, quiet: bool) -> dict[str, StageManifest]:
+def _run_stages(
+    recipe: Recipe, stages: list[str], force: list[str], *, quiet: bool, seconds: dict[str, float] | None = None
+) -> dict[str, StageManifest]:
     with _progress(quiet=quiet) as (progress, told):
-        return run_recipe(Run(recipe, progress=progress), stages=stages, force=force, told=told)
+
+        def noted(name: str, manifest: StageManifest, taken: float, fresh: bool) -> None:
+            if seconds is not None and not fresh:
+                seconds[name] = taken
+            told(name, manifest, taken, fresh)
+
+        return run_recipe(Run(recipe, progress=progress), stages=stages, force=force, told=noted)
 
 
 @contextlib.contextmanager
@@ -238,6 +259,71 @@ def export_megatron(manifest: Path, out: Path, json_: AsJson = False) -> None:
     data = load_manifest(root)
     written = export(root, data, out, load_plan(root / "plan" / "main.json"))
     _show({"out": str(out), "written": str(written)}, json_, f"written to {out}")
+
+
+@app.command()
+def init(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its parameters
+    out: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="recipe to write")],
+    target: Annotated[list[str] | None, typer.Option(help="[DOMAIN=]PATH of text that is wanted as it is")] = None,
+    pool: Annotated[list[str] | None, typer.Option(help="[DOMAIN=]PATH of text to filter and choose from")] = None,
+    replay: Annotated[list[str] | None, typer.Option(help="[DOMAIN=]PATH of general text against forgetting")] = None,
+    input_: Annotated[list[str] | None, typer.Option("--input", help="PATH of the given --role and --domain")] = None,
+    role: Annotated[str, typer.Option(help="role of --input: target, pool or replay")] = "pool",
+    domain: Annotated[str, typer.Option(help="domain of --input; the file's name unless said")] = "",
+    name: Annotated[str, typer.Option(help="name of the run; the recipe's file name unless said")] = "",
+    workdir: Annotated[str, typer.Option(help="folder of the run; runs/NAME unless said")] = "",
+    languages: Annotated[str, typer.Option(help="languages to keep, as zh,en; all unless said")] = "",
+    budget_tokens: Annotated[str, typer.Option(help="tokens to train on, as 2e9 or 2B, or auto")] = "auto",
+    tokenizer: Annotated[str, typer.Option(help="an existing tokenizer, or a tokenizer recipe")] = "",
+    train: Annotated[bool, typer.Option("--train/--no-train", help="train a model at the end")] = True,
+    force: Annotated[bool, typer.Option("--force", help="write over files that exist")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Write a commented recipe from flags, or from a few questions where none are given."""
+    from refinery.init import Answers, ask, describe_source, parse_count, with_unique_names, write_recipe  # noqa: PLC0415
+
+    given = [*(("target", p) for p in target or ()), *(("pool", p) for p in pool or ())]
+    given += [("replay", p) for p in replay or ()]
+    if not given and not input_:
+        if not sys.stdin.isatty():
+            raise ConfigError("init has no input: name a path with --target, --pool, --replay or --input")
+        answers = ask(lambda question, default: typer.prompt(question, default=default, show_default=bool(default)),
+                      name or out.stem)  # fmt: skip
+    else:
+        sources = [describe_source(path, kind) for kind, path in given]
+        sources += [describe_source(path, role, domain) for path in input_ or ()]
+        answers = Answers(
+            name=name or out.stem,
+            sources=with_unique_names(sources),
+            workdir=workdir,
+            languages=tuple(re.findall(r"[A-Za-z-]+", languages)),
+            budget_tokens=None if budget_tokens == "auto" else parse_count(budget_tokens),
+            tokenizer=tokenizer,
+            train=train,
+        )
+    files = [str(path) for path in write_recipe(out, answers, force=force)]
+    lines = [f"written: {', '.join(files)}", f"try next: refinery run {out} --dry-run"]
+    _show({"recipe": str(out), "files": files}, json_, "\n".join(lines))
+
+
+@app.command()
+def sample(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="recipe of a finished run, or its workdir")],
+    prompt: Annotated[list[str], typer.Option(help="text to go on from; may be given more than once")],
+    tokens: Annotated[int, typer.Option(help="most tokens to append")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    json_: AsJson = False,
+) -> None:
+    """Show how the model of a run goes on from a prompt."""
+    # A process of its own: the command line never loads torch.
+    folder = Path(load_recipe(run_folder).workdir) if run_folder.suffix in (".yaml", ".yml") else run_folder
+    command = [sys.executable, "-m", "refinery.trainer.sample", "--run", str(folder), "--tokens", str(tokens)]
+    command += ["--temperature", str(temperature), "--seed", str(seed)]
+    command += [f"--prompt={text}" for text in prompt] + (["--json"] if json_ else [])
+    done = subprocess.run(command, check=False)  # noqa: S603
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 @app.command()
