@@ -10,10 +10,15 @@ import sys
 _SCRIPTS = os.path.dirname(os.path.abspath(sys.argv[0]))  # noqa: PTH100, PTH120 (pathlib would import more before this)
 sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != _SCRIPTS]  # noqa: PTH100
 
+from refinery.stages.archive_cache import use_archive_cache  # noqa: E402
+
+use_archive_cache()
+
 import argparse  # noqa: E402
 
 from refinery.errors import RefineryError, exit_code_of  # noqa: E402
-from refinery.recipe import load_recipe  # noqa: E402
+from refinery.io import storage  # noqa: E402
+from refinery.recipe import Recipe, load_recipe  # noqa: E402
 from refinery.stages.pipeline import run_recipe, selected_stages  # noqa: E402
 from refinery.stages.workspace import Run  # noqa: E402
 
@@ -28,7 +33,7 @@ def run_job(stage: str | None) -> int:
         parser.add_argument("--to", dest="last", default=None, help="last stage to run")
     given = parser.parse_args()
     try:
-        recipe = load_recipe(given.recipe)
+        recipe = _placed(load_recipe(given.recipe))
         stages = [stage] if stage else selected_stages(recipe, given.first, given.last)
         done = run_recipe(Run(recipe), stages=stages, force=stages if given.force else ())
     except Exception as error:  # the exit code must survive whatever Spark wraps the error in
@@ -39,3 +44,10 @@ def run_job(stage: str | None) -> int:
     for name, manifest in done.items():
         sys.stdout.write(f"{name} {manifest.content_hash}\n")
     return 0
+
+
+def _placed(recipe: Recipe) -> Recipe:
+    """Return the recipe with its folder named in full: executors run in folders of their own."""
+    if not storage.is_local(recipe.workdir):
+        return recipe
+    return recipe.model_copy(update={"workdir": str(storage.local_path(recipe.workdir).absolute())})

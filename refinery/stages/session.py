@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from refinery.contracts.tables import TEXT_COLUMNS
 from refinery.errors import ConfigError
 from refinery.io import storage
+from refinery.stages.archive_cache import LOCATORS
 from refinery.stages.java import find_java_home
 
 if TYPE_CHECKING:
@@ -101,14 +102,15 @@ def _archive_settings(archive: Path | None, master: str) -> dict[str, str]:
     Spark puts the archive on the path of each task, but starts the worker daemon without it: the daemon would not be
     found, or an installed copy of another version would be, and every task forked from it would run that copy.
     Executors fetch the archive into their own folder, where they also start Python, so its name is its path; YARN
-    sets the path itself. numba keeps compiled kernels of an archive under ``XDG_CACHE_HOME`` and fails where that
-    cannot be written; an executor's own folder always can.
+    sets the path itself. Compiled kernels go where the submission says by ``spark.executorEnv.NUMBA_CACHE_DIR``, else
+    into the executor's own folder, which can always be written but goes with the application.
     """
     if archive is None:
         return {}
-    found = {"spark.executorEnv.XDG_CACHE_HOME": ".cache"}
+    found = {"spark.executorEnv.NUMBA_CACHE_LOCATOR_CLASSES": LOCATORS}
     if master.startswith("local"):
-        return {"spark.executorEnv.PYTHONPATH": str(archive)}
+        return {**found, "spark.executorEnv.PYTHONPATH": str(archive)}
+    found["spark.executorEnv.NUMBA_CACHE_DIR"] = ".numba"
     return found if master.startswith("yarn") else {**found, "spark.executorEnv.PYTHONPATH": archive.name}
 
 
