@@ -18,7 +18,8 @@ from refinery.recipe import parse_recipe
 
 _SMALL_TEXT_BYTES = 256 * 2**20
 """Less text than this gets small parts, so that every core has work, and short rows."""
-_TINY_TEXT_BYTES = 8 * 2**20
+_VOCAB_SIZES = ((100_000, 512), (1_000_000, 1024), (8_000_000, 4096), (_SMALL_TEXT_BYTES, 8192))
+"""(text bytes below which, ids): less text cannot teach more merges, and small models want small vocabularies."""
 _REPLAY = 0.2
 Prompt = Callable[[str, str], str]
 """(question, default) -> answer."""
@@ -135,7 +136,7 @@ def is_small(answers: Answers) -> bool:
 def tokenizer_text(answers: Answers) -> str:
     """Return the recipe of a tokenizer whose vocabulary fits the amount of text."""
     total = _total_bytes(answers)
-    vocab_size = 4096 if 0 < total < _TINY_TEXT_BYTES else 8192 if is_small(answers) else 32768
+    vocab_size = next((size for bound, size in _VOCAB_SIZES if 0 < total < bound), 32768)
     sample_bytes = min(200_000_000, max(1_000_000, total)) if total else 200_000_000
     return f"""\
 # Vocabulary of {answers.name}: byte-level BPE, trained on a sample of the kept documents.
@@ -236,7 +237,7 @@ def _choosing(answers: Answers) -> str:
              "# quality: {positives: [GOOD], negatives: [ORDINARY], keep_token_frac: 0.7}", ""]  # fmt: skip
     if has_pool and targets:
         target = json.dumps(targets.most_common(1)[0][0], ensure_ascii=False)
-        lines += ["# The documents of the pool that are most like the target, by hashed word pairs; share of its bytes.",
+        lines += ["# What in the pool is most like the target, by hashed word pairs, as a share of its bytes.",
                   f"select: {{target: {target}, keep_frac: 0.5}}", ""]  # fmt: skip
     lines += [
         "dedup_documents: {jaccard: 0.8, keep: [longest]}   # exact copies, then near copies, each one verified",

@@ -138,11 +138,14 @@ def test_the_recipe_loads_with_everything_asked(texts: Path) -> None:
         *("ingest", "screen", "rules", "select", "dedup_documents", "dedup_sentences"),
         *("tokenize", "mix", "pack", "train", "report"),
     )
-    assert recipe.mix and recipe.mix.budget_tokens == 10**9
+    assert recipe.mix
+    assert recipe.mix.budget_tokens == 10**9
     assert recipe.mix.stages[0].domains == {"法律": 0.4, "web": 0.4}
-    assert recipe.train and recipe.train.steps is None
-    assert recipe.tokenizer and recipe.tokenizer.train == str(files[0])
-    assert load_tokenizer_recipe(files[0]).vocab_size == 4096
+    assert recipe.train
+    assert recipe.train.steps is None
+    assert recipe.tokenizer
+    assert recipe.tokenizer.train == str(files[0])
+    assert load_tokenizer_recipe(files[0]).vocab_size == 512
 
 
 def test_nothing_is_overwritten_without_force(texts: Path) -> None:
