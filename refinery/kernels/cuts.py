@@ -60,3 +60,48 @@ def apply_cuts(
 def _as_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:
     buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(np.ascontiguousarray(data))]
     return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+
+
+def to_original(
+    starts: np.ndarray, ends: np.ndarray, cut_starts: np.ndarray, cut_ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Map spans of a document that was cut back to the document as it was ingested.
+
+    A span that crosses an earlier cut is extended over it; one that touches it is not.
+
+    Args:
+        starts: int64, shape (S,): first byte of each span in the text without the cuts.
+        ends: int64, shape (S,): one past its last byte; spans are not empty.
+        cut_starts: int64, shape (C,): the cuts, in the document as ingested.
+        cut_ends: int64, shape (C,).
+    Returns: (starts, ends) in the document as ingested.
+    """
+    merged = np.array(merged_spans(cut_starts, cut_ends), dtype=np.int64).reshape(-1, 2)
+    lengths = merged[:, 1] - merged[:, 0]
+    gone = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    places = merged[:, 0] - gone[:-1]  # where each cut lies in the shortened text
+    return (
+        starts + gone[np.searchsorted(places, starts, side="right")],
+        ends + gone[np.searchsorted(places, ends, side="left")],
+    )
+
+
+def minus_spans(spans: list[tuple[int, int]], gone: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what spans cover and others do not: sorted, disjoint pieces, none empty.
+
+    Args:
+        spans: sorted and disjoint, as from `merged_spans`.
+        gone: sorted and disjoint.
+    """
+    left: list[tuple[int, int]] = []
+    for start, end in spans:
+        at = start
+        for first, last in gone:
+            if last <= at or first >= end:
+                continue
+            if first > at:
+                left.append((at, first))
+            at = max(at, last)
+        if at < end:
+            left.append((at, end))
+    return left

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import IntegrityError
-from refinery.kernels.cuts import apply_cuts, merged_spans
+from refinery.kernels.cuts import apply_cuts, merged_spans, minus_spans, to_original
 from refinery.kernels.text import text_views
 
 TEXTS = ["", "a plain line\r\n", "第一条　合同", "чистый текст", "🙂\0🙂", "e\u0301", "x" * 40]
@@ -78,3 +78,40 @@ def test_a_cut_outside_its_document_is_refused(span):
 def test_no_documents_and_no_cuts():
     assert _cut([], [], [(3, 0, 1)]) == []
     assert _cut(["a", ""], [0, 1], []) == ["a", ""]
+
+
+@st.composite
+def a_document_with_cuts_and_spans(draw):
+    size = draw(st.integers(1, 30))
+    place = st.integers(0, size)
+    cuts = [tuple(sorted((draw(place), draw(place)))) for _ in range(draw(st.integers(0, 4)))]
+    left = [i for i in range(size) if not any(a <= i < z for a, z in cuts)]
+    spans = []
+    for _ in range(draw(st.integers(0, 4)) if left else 0):
+        start = draw(st.integers(0, len(left) - 1))
+        spans.append((start, draw(st.integers(start + 1, len(left)))))
+    return left, cuts, spans
+
+
+def _column(pairs, index):
+    return np.array([p[index] for p in pairs], dtype=np.int64)
+
+
+@given(a_document_with_cuts_and_spans())
+def test_spans_map_back_to_the_bytes_they_cover(case):
+    left, cuts, spans = case
+    starts, ends = to_original(_column(spans, 0), _column(spans, 1), _column(cuts, 0), _column(cuts, 1))
+    for (start, end), first, last in zip(spans, starts.tolist(), ends.tolist(), strict=True):
+        assert (first, last) == (left[start], left[end - 1] + 1)
+        assert [i for i in range(first, last) if i in set(left)] == left[start:end]
+
+
+@given(a_document_with_cuts_and_spans())
+def test_what_is_left_of_spans_is_disjoint_from_earlier_cuts_and_conserves_bytes(case):
+    left, cuts, spans = case
+    gone = merged_spans(_column(cuts, 0), _column(cuts, 1))
+    back = to_original(_column(spans, 0), _column(spans, 1), _column(cuts, 0), _column(cuts, 1))
+    pieces = minus_spans(merged_spans(*back), gone)
+    covered = [i for a, z in pieces for i in range(a, z)]
+    assert covered == sorted({left[i] for a, z in spans for i in range(a, z)})
+    assert all(a < z for a, z in pieces)
