@@ -109,8 +109,10 @@ class RunRecord:
         if not isinstance(values, dict) or values.get("format") != RUN_FORMAT:
             raise IntegrityError(f"not a run record: format must be {RUN_FORMAT!r}; give a run.json")
         if values.get("version") != RUN_VERSION:
-            raise IntegrityError(f"run record has version {values.get('version')}, this program reads {RUN_VERSION}; "
-                                 "update the program that is older")
+            raise IntegrityError(
+                f"run record has version {values.get('version')}, this program reads {RUN_VERSION}; "
+                "update the program that is older"
+            )
         try:
             points = tuple(LossPoint(**point) for point in values.pop("points"))
             return RunRecord(points=points, **values)

@@ -80,6 +80,7 @@ def write_part(
         row_group_size=WIDE_ROW_GROUP_ROWS if wide else NARROW_ROW_GROUP_ROWS,
         compression="zstd",
         compression_level=1,
+        write_page_checksum=True,
         use_dictionary=[f.name for f in schema if pa.types.is_string(f.type) and f.name not in _UNIQUE_COLUMNS],
         write_statistics=["doc_id"] if "doc_id" in schema.names else False,
     )
@@ -142,7 +143,7 @@ def _opened(
         raise IntegrityError(f"{path} is missing; run `refinery {stage} RECIPE` again")
     with storage.open_input(path) as file:
         try:
-            reader = pq.ParquetFile(file)
+            reader = pq.ParquetFile(file, page_checksum_verification=True)
             absent = [c for c in columns or [] if c not in reader.schema_arrow.names]
             if absent:
                 raise SchemaError(f"{path} lacks columns {absent}; it has {reader.schema_arrow.names}")

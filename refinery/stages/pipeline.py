@@ -93,6 +93,7 @@ def run_recipe(
     unknown = sorted(set(force) - set(STAGE_ORDER))
     if unknown:
         raise ConfigError(f"--force names unknown stages {unknown}; known: {', '.join(STAGES)}")
+    check_recipe(run_.recipe, names)
     done: dict[str, StageManifest] = {}
     with hold_lock(run_.workdir):
         path = storage.join(run_.workdir, "recipe.json")
@@ -108,6 +109,22 @@ def run_recipe(
         finally:
             run_.stop_session()
     return done
+
+
+def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Check before any work what a stage would only find at its start, perhaps hours later.
+
+    Raises:
+        ConfigError: an unknown preset or signal, a missing tokenizer, tokenizer recipe, classifier or host list.
+    """
+    if "rules" in stages:
+        rules.recipe_rules(recipe)
+    if "screen" in stages and recipe.screen:
+        screen.read_hosts(recipe.screen.blocked_hosts)
+    if "tokenize" in stages:
+        tokenize.check_origin(recipe)
+    if "quality" in stages and recipe.quality and recipe.quality.model and not storage.exists(recipe.quality.model):
+        raise ConfigError(f"quality.model: {recipe.quality.model} does not exist")
 
 
 def stage_status(recipe: Recipe) -> list[dict[str, Any]]:

@@ -112,6 +112,16 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     return commit_stage(run_, manifest, started)
 
 
+def check_origin(recipe: Recipe) -> None:
+    """Check that the tokenizer or tokenizer recipe is there and readable.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    if recipe.tokenizer is not None:
+        _origin(recipe)
+
+
 def _origin(recipe: Recipe) -> tuple[TokenizerRecipe | Path, dict[str, Any]]:
     """Return what the vocabulary comes from, and the recipe slice that it is a function of."""
     given = recipe.tokenizer
