@@ -144,6 +144,7 @@ class Clock:
         self.peak_bytes = 0
         self.peak_by_kind: dict[str, int] = {}
         self._me = psutil.Process()
+        self._own_seconds = 0.0
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -158,15 +159,21 @@ class Clock:
     def _processes(self) -> list[psutil.Process]:
         return [self._me, *self._me.children(recursive=True)]
 
-    def cpu_seconds(self) -> float:
-        """Return user and system seconds so far; those of ended processes are with the parent that reaped them."""
-        total = 0.0
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return user and system seconds so far of driver, JVM and Python workers, this clock's own left out.
+
+        Seconds of ended processes are with the parent that reaped them, so the JVM's children count as workers.
+        """
+        found = {"driver": -self._own_seconds, "jvm": 0.0, "workers": 0.0}
         for process in self._processes():
             try:
-                total += sum(process.cpu_times()[:4])
+                times, name = process.cpu_times(), process.name()
             except psutil.Error:
                 continue
-        return total
+            kind = "driver" if process == self._me else "jvm" if "java" in name else "workers"
+            found[kind] += times.user + times.system
+            found["driver" if kind == "driver" else "workers"] += times.children_user + times.children_system
+        return found
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
@@ -179,6 +186,7 @@ class Clock:
                         by_kind["largest_worker"] = max(by_kind.get("largest_worker", 0), process.memory_info().rss)
                 except psutil.Error:
                     continue
+            self._own_seconds = time.thread_time()
             self.peak_bytes = max(self.peak_bytes, sum(v for k, v in by_kind.items() if k != "largest_worker"))
             for kind, value in by_kind.items():
                 self.peak_by_kind[kind] = max(self.peak_by_kind.get(kind, 0), value)
@@ -193,7 +201,8 @@ def measure(recipe: Recipe, spark: Any, clock: Clock) -> dict[str, Any]:
     for name in (s for s in recipe.stages() if s in STAGES):
         cpu, wall = clock.cpu_seconds(), time.monotonic()
         manifest = run_stage(run_, name)
-        cpu, wall = clock.cpu_seconds() - cpu, time.monotonic() - wall
+        spent = {kind: value - cpu[kind] for kind, value in clock.cpu_seconds().items()}
+        seconds, wall = sum(spent.values()), time.monotonic() - wall
         kept = [c for c in manifest.counts if c.kind == "kept"]
         entered = entered or sum(c.bytes for c in manifest.counts)  # ingest: what it read
         folder = Path(recipe.workdir) / name
@@ -201,11 +210,12 @@ def measure(recipe: Recipe, spark: Any, clock: Clock) -> dict[str, Any]:
             "text_bytes_in": entered,
             "docs_kept": sum(c.docs for c in kept),
             "tokens_kept": sum(c.tokens for c in kept),
-            "cpu_seconds": round(cpu, 2),
+            "cpu_seconds": round(seconds, 2),
+            "cpu_seconds_by_kind": {kind: round(value, 2) for kind, value in spent.items()},
             "part_cpu_seconds": round(manifest.volatile.get("part_seconds", 0.0), 2),
             "wall_seconds": round(wall, 2),
             "disk_bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
-            "mb_per_core_second": round(entered / 1e6 / max(cpu, 1e-9), 2),
+            "mb_per_core_second": round(entered / 1e6 / max(seconds, 1e-9), 2),
         }
         entered = sum(c.bytes for c in kept) or entered
     raw = stages["ingest"]["text_bytes_in"]
@@ -301,17 +311,20 @@ def show(report: dict[str, Any]) -> None:
     large, growth = report["runs"][-1], report["growth_exponent"]
     sizes = [f"{r['text_bytes'] / 1e6:.1f}" for r in report["runs"]]
     print(f"\ninput: {report['input']}, {' and '.join(sizes)} MB; {report['cores']} cores, load {report['load']}")
-    print(f"{'stage':<16} {'MB in':>8} {'cpu s':>8} {'parts s':>8} {'wall s':>8} {'MB/s/core':>10} {'growth':>7}")
-    for name, s in large["stages"].items():
-        print(
-            f"{name:<16} {s['text_bytes_in'] / 1e6:>8.1f} {s['cpu_seconds']:>8.1f} {s['part_cpu_seconds']:>8.1f} "
-            f"{s['wall_seconds']:>8.1f} {s['mb_per_core_second']:>10.2f} {growth.get(name, float('nan')):>7.2f}"
-        )
-    print(
-        f"{'raw to shards':<16} {large['text_bytes'] / 1e6:>8.1f} {large['cpu_seconds']:>8.1f} "
-        f"{large['part_cpu_seconds']:>8.1f} {large['wall_seconds']:>8.1f} {large['mb_per_core_second']:>10.2f} "
-        f"{growth['whole']:>7.2f}"
-    )
+    titles = ("MB in", "CPU s", "driver", "JVM", "workers", "parts", "wall s", "MB/s/core", "growth")
+    print(f"{'stage':<16}" + "".join(f"{title:>10}" for title in titles))
+    total = {k: large[k] for k in ("cpu_seconds", "part_cpu_seconds", "wall_seconds", "mb_per_core_second")}
+    kinds = [s["cpu_seconds_by_kind"] for s in large["stages"].values()]
+    total |= {
+        "text_bytes_in": large["text_bytes"],
+        "cpu_seconds_by_kind": {k: sum(d[k] for d in kinds) for k in kinds[0]},
+    }
+    for name, s in {**large["stages"], "raw to shards": total}.items():
+        by_kind = s["cpu_seconds_by_kind"]
+        figures = (s["text_bytes_in"] / 1e6, s["cpu_seconds"], by_kind["driver"], by_kind["jvm"], by_kind["workers"])
+        figures += (s["part_cpu_seconds"], s["wall_seconds"], s["mb_per_core_second"])
+        figures += (growth.get("whole" if name == "raw to shards" else name, math.nan),)
+        print(f"{name:<16}" + "".join(f"{value:>10.2f}" for value in figures))
     start = report["spark_start"]
     print(f"Spark start and warm-up, apart: {start['cpu_seconds']:.1f} CPU s, {start['wall_seconds']:.1f} s")
     for language, speeds in report["kernels_mb_per_cpu_second"].items():
@@ -354,7 +367,10 @@ def _benchmark(root: Path, args: argparse.Namespace, shared: Path | None, clock:
     recipe = make_recipe(warm_input, root / "run-warm", tokenizer, args.cores, 0.2)
     spark = make_session(recipe.spark, "bench")
     measure(recipe, spark, clock)
-    start = {"cpu_seconds": clock.cpu_seconds() - cpu, "wall_seconds": time.monotonic() - wall}
+    start = {
+        "cpu_seconds": sum(clock.cpu_seconds().values()) - sum(cpu.values()),
+        "wall_seconds": time.monotonic() - wall,
+    }
     runs = []
     for k, (inputs, _) in enumerate(prepared):
         print(f"run {k + 1} of {len(prepared)}", flush=True)

@@ -19,65 +19,29 @@ from typing import Any, NamedTuple
 import psutil
 
 from refinery.errors import ConfigError
+from refinery.forecast_costs import (
+    BYTES_PER_TOKEN,
+    CHECKPOINT_BYTES_PER_PARAM,
+    COSTS,
+    DRIVER_BYTES,
+    SENTENCES_PER_CORE_SECOND,
+    SHARD_BYTES_PER_TOKEN,
+    SPARK_START_SECONDS,
+    TOKENIZER_MB_PER_SECOND,
+    TOKENIZER_MEMORY_PER_BYTE,
+    TRAIN_FLOPS_PER_CORE_SECOND,
+    TRAINER_MEASURED,
+    UNMEASURED,
+    WORKER_BYTES,
+    WORKER_BYTES_PER_PART_BYTE,
+)
 from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.stages import ingest
 from refinery.stages.workspace import load_stage
 
 FILE_NAME = "forecast.json"
-MEASURED = "benchmarks/pipeline.py on 20 MB, 2026-11-21, 2 cores of an AMD EPYC (Zen 5) shared with other work"
-TRAINER_MEASURED = "run record of preset tiny, 2026-11-21, on the same 2 cores"
-
-
-class Cost(NamedTuple):
-    """What a stage costs; text is UTF-8 bytes that enter it."""
-
-    fixed_seconds: float
-    """Per stage, whatever the size: Spark jobs, manifests."""
-    mb_per_core_second: float
-    """CPU of all processes, after the fixed part."""
-    disk_per_text_byte: float
-    """Bytes that stay in the stage's folder per byte of text."""
-    source: str = MEASURED
-
-
-COSTS: Mapping[str, Cost] = {
-    "ingest": Cost(2.0, 8.0, 0.30),
-    "screen": Cost(0.5, 8.0, 0.01),
-    "rules": Cost(0.5, 12.0, 0.04),
-    "quality": Cost(
-        5.0, 8.0, 0.02, "run of recipes/demo.yaml, 2026-11-21, training of the classifier in the fixed part"
-    ),
-    "select": Cost(3.0, 12.0, 0.02),
-    "dedup_documents": Cost(4.0, 12.0, 0.15),
-    "dedup_sentences": Cost(4.0, 8.0, 0.15),
-    "tokenize": Cost(1.0, 6.0, 0.35),
-    "mix": Cost(2.0, 60.0, 0.01),
-    "pack": Cost(2.0, 20.0, 0.0),
-}
-"""Per stage. Embeddings and the training of a tokenizer and a model have their own terms below."""
-
-SPARK_START_SECONDS = 8.0
-TOKENIZER_MB_PER_SECOND = 1.0
-"""Training one vocabulary: 60 MB took 61 CPU seconds."""
-TOKENIZER_MEMORY_PER_BYTE = 30.0
-"""60 MB of mixed text took 1.8 GiB."""
-SENTENCES_PER_CORE_SECOND = 40.0
-"""Embedding with MiniLM on a CPU; a GPU does thousands."""
-TRAIN_FLOPS_PER_CORE_SECOND = 7e9
-TRAIN_STATE_BYTES_PER_PARAM = 16
-CHECKPOINT_BYTES_PER_PARAM = 12
-"""float32 weight and two moments."""
-BYTES_PER_TOKEN = 3.7
-"""English 4.0 and Chinese 3.9 with 32,768 ids, 3.4 with 4,096."""
-SHARD_BYTES_PER_TOKEN = 2.3
-"""uint16 ids, padding, row and segment tables."""
-WORKER_BYTES = 350 * 2**20
-"""A Python worker with kernels, Arrow and the language model, before it holds text."""
-WORKER_BYTES_PER_PART_BYTE = 4.0
-"""Text as Python strings, as Arrow columns, and the file being written."""
-DRIVER_BYTES = 450 * 2**20
-"""The driver's Python process; the JVM comes on top."""
+_BEFORE_THE_CUT = ("ingest", "screen", "rules", "quality", "select")
 _CERTAINLY_FRAC = 0.25
 """Less free disk than this share of the forecast cannot be enough, whatever is dropped."""
 
@@ -88,7 +52,7 @@ class StageForecast:
 
     stage: str
     seconds: float | None
-    """None where nothing measured tells (a GPU's training, a model not opened yet)."""
+    """On an idle machine; None where nothing measured tells (a GPU's training, a model not opened yet)."""
     disk_bytes: int
     stands: bool
     """A complete manifest is there: the stage is redone only if what it depends on changed."""
@@ -103,6 +67,8 @@ class Forecast:
     num_parts: int
     largest_part_bytes: int
     num_cores: int
+    load_factor: float
+    """How much longer than on an idle machine everything takes while its present load lasts, at least 1."""
     tokens: int
     """Unique tokens, if nothing more is dropped."""
     train_tokens: int | None
@@ -140,6 +106,7 @@ def forecast_run(recipe: Recipe, stages: Sequence[str]) -> Forecast:
     """
     text = _planned_text(recipe) if "ingest" in stages else _ingested_text(recipe)
     cores = cores_of(recipe)
+    factor = _load_factor(recipe)
     tokens = int(_kept_bytes(recipe, text) / BYTES_PER_TOKEN)
     train_tokens = _train_tokens(recipe, text) if recipe.train is not None else None
     rows = _stage_rows(recipe, stages, text, train_tokens)
@@ -151,10 +118,11 @@ def forecast_run(recipe: Recipe, stages: Sequence[str]) -> Forecast:
         num_parts=text.num_parts,
         largest_part_bytes=text.largest_part_bytes,
         num_cores=cores,
+        load_factor=round(factor, 2),
         tokens=tokens,
         train_tokens=train_tokens,
         stages=tuple(rows),
-        seconds=round(sum(row.seconds or 0.0 for row in todo) + (SPARK_START_SECONDS if todo else 0.0), 1),
+        seconds=round(factor * (sum(row.seconds or 0.0 for row in todo) + (SPARK_START_SECONDS if todo else 0.0)), 1),
         disk_bytes=sum(row.disk_bytes for row in todo),
         free_disk_bytes=_free_disk_bytes(recipe.workdir),
         task_memory_bytes=task,
@@ -175,6 +143,14 @@ def cores_of(recipe: Recipe) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = int(conf.get("spark.executor.instances", 1)) * int(conf.get("spark.executor.cores", 1))
     return max(1, int(conf.get("spark.cores.max", asked)))
+
+
+def _load_factor(recipe: Recipe) -> float:
+    """Return how many times a run is slowed down by what else the machine does; 1 on a cluster, which is not seen."""
+    if not recipe.spark.master.startswith("local") or not hasattr(os, "getloadavg"):
+        return 1.0
+    cores = os.cpu_count() or 1
+    return max(1.0, (os.getloadavg()[0] + min(cores_of(recipe), cores)) / cores)
 
 
 def _planned_text(recipe: Recipe) -> _Text:
@@ -247,9 +223,8 @@ def _stage_rows(recipe: Recipe, stages: Sequence[str], text: _Text, train_tokens
         if name == "train":
             rows.append(_train_row(recipe, train_tokens or 0, stands))
             continue
-        cost = COSTS[name]
-        # Stages after the pool was cut see what is left of it.
-        size = kept if name in ("dedup_documents", "dedup_sentences", "tokenize", "mix", "pack") else text.num_bytes
+        cost = COSTS.get(name, UNMEASURED)
+        size = text.num_bytes if name in _BEFORE_THE_CUT else kept
         seconds = cost.fixed_seconds + size / 1e6 / cost.mb_per_core_second / lanes
         disk = size * cost.disk_per_text_byte
         if name == "tokenize":
@@ -374,7 +349,7 @@ def actual_of(recipe: Recipe, found: Forecast, seconds: Mapping[str, float]) -> 
         if row.stage not in seconds:
             continue
         rows[row.stage] = {
-            "forecast_seconds": row.seconds,
+            "forecast_seconds": None if row.seconds is None else round(found.load_factor * row.seconds, 1),
             "seconds": round(seconds[row.stage], 1),
             "forecast_disk_bytes": row.disk_bytes,
             "disk_bytes": _folder_bytes(recipe.workdir, row.stage),
@@ -385,7 +360,7 @@ def actual_of(recipe: Recipe, found: Forecast, seconds: Mapping[str, float]) -> 
     return {
         "stages": rows,
         "seconds": round(sum(row["seconds"] for row in rows.values()), 1),
-        "forecast_seconds": round(sum(predicted) + (SPARK_START_SECONDS if rows else 0.0), 1),
+        "forecast_seconds": round(found.load_factor * (sum(predicted) + (SPARK_START_SECONDS if rows else 0.0)), 1),
         "disk_bytes": sum(row["disk_bytes"] or 0 for row in rows.values()),
         "forecast_disk_bytes": sum(row["forecast_disk_bytes"] for row in rows.values()),
         "text_bytes": sum(c.bytes for c in ingested.counts if c.kind == "kept") if ingested else None,

@@ -23,6 +23,7 @@ def short_text(found: Forecast) -> str:
     unknown = [row.stage for row in found.stages if row.seconds is None and not row.stands]
     time_ = f"{duration_text(found.seconds)} on {found.num_cores} core{'s' if found.num_cores > 1 else ''}"
     free = f" of {size_text(found.free_disk_bytes)} free" if found.free_disk_bytes is not None else ""
+    time_ += f" (load of others: {found.load_factor:.1f} times as long)" if found.load_factor >= 1.2 else ""
     also = f" and {', '.join(unknown)}" if unknown else ""
     line = (
         f"forecast: {size_text(found.text_bytes)} of text in {found.num_parts} parts, about "
@@ -39,7 +40,7 @@ def full_text(found: Forecast) -> str:
     lines = [f"{'stage':<16} {'time':>8} {'disk':>10}  state"]
     sources: dict[str, list[str]] = {}
     for row in found.stages:
-        seconds = "unknown" if row.seconds is None else duration_text(row.seconds)
+        seconds = "unknown" if row.seconds is None else duration_text(found.load_factor * row.seconds)
         state = "complete" if row.stands else "to do"
         lines.append(f"{row.stage:<16} {seconds:>8} {size_text(row.disk_bytes):>10}  {state}")
         sources.setdefault(row.source, []).append(row.stage)

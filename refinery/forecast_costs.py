@@ -1,0 +1,62 @@
+"""Measured costs that forecasts are worked out from, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+MEASURED = "benchmarks/pipeline.py on 25 and 100 MB, 2026-11-21, 2 cores of an AMD EPYC (Zen 5), busy"
+DEMO_MEASURED = "a run of recipes/demo.yaml, 2026-11-21, on the same 2 cores; training of the classifier is fixed"
+TRAINER_MEASURED = "run record of preset tiny, 2026-11-21, on the same 2 cores"
+
+
+class Cost(NamedTuple):
+    """What a stage costs; text is UTF-8 bytes that enter it."""
+
+    fixed_seconds: float
+    """CPU seconds per stage, whatever the size: Spark jobs, manifests."""
+    mb_per_core_second: float
+    """CPU of all processes, after the fixed part."""
+    disk_per_text_byte: float
+    """Bytes that stay in the stage's folder per byte of text."""
+    source: str = MEASURED
+
+
+UNMEASURED = Cost(1.0, 10.0, 0.02, "not measured: a guess between the other stages")
+"""Of stages that have no line below."""
+
+COSTS: Mapping[str, Cost] = {
+    "ingest": Cost(2.0, 22.0, 0.33),
+    "screen": Cost(0.6, 22.0, 0.003),
+    "rules": Cost(1.0, 17.0, 0.02),
+    "quality": Cost(5.0, 8.0, 0.02, DEMO_MEASURED),
+    "select": Cost(2.1, 4.7, 0.10),
+    "dedup_documents": Cost(3.5, 9.5, 0.04),
+    "dedup_sentences": Cost(3.3, 14.0, 0.02),
+    "tokenize": Cost(3.2, 5.1, 0.38),
+    "mix": Cost(0.9, 7.4, 0.003),
+    "pack": Cost(0.8, 11.0, 0.0),
+}
+"""Per stage. Embeddings and the training of a tokenizer and a model have their own terms below."""
+
+SPARK_START_SECONDS = 8.0
+TOKENIZER_MB_PER_SECOND = 1.0
+"""Training one vocabulary: 60 MB took 61 CPU seconds."""
+TOKENIZER_MEMORY_PER_BYTE = 30.0
+"""60 MB of mixed text took 1.8 GiB."""
+SENTENCES_PER_CORE_SECOND = 40.0
+"""Embedding with MiniLM on a CPU; a GPU does thousands."""
+TRAIN_FLOPS_PER_CORE_SECOND = 7e9
+TRAIN_STATE_BYTES_PER_PARAM = 16
+CHECKPOINT_BYTES_PER_PARAM = 12
+"""float32 weight and two moments."""
+BYTES_PER_TOKEN = 3.7
+"""English 4.0 and Chinese 3.9 with 32,768 ids, 3.4 with 4,096."""
+SHARD_BYTES_PER_TOKEN = 2.3
+"""uint16 ids, padding, row and segment tables."""
+WORKER_BYTES = 350 * 2**20
+"""A Python worker with kernels, Arrow and the language model, before it holds text."""
+WORKER_BYTES_PER_PART_BYTE = 4.0
+"""Text as Python strings, as Arrow columns, and the file being written."""
+DRIVER_BYTES = 450 * 2**20
+"""The driver's Python process; the JVM comes on top."""
