@@ -21,9 +21,11 @@ from refinery.contracts.manifest import canonical_json
 from refinery.errors import ConfigError
 from refinery.hashing import sha256_hex
 from refinery.recipe_sections import (
+    Decontaminate,
     DedupDocuments,
     DedupSentences,
     Embeddings,
+    Eval,
     Ingest,
     Input,
     Mix,
@@ -42,9 +44,11 @@ from refinery.recipe_sections import (
 
 __all__ = [
     "STAGE_ORDER",
+    "Decontaminate",
     "DedupDocuments",
     "DedupSentences",
     "Embeddings",
+    "Eval",
     "Ingest",
     "Input",
     "Mix",
@@ -72,6 +76,7 @@ STAGE_ORDER = (
     "select",
     "dedup_documents",
     "dedup_sentences",
+    "decontaminate",
     "tokenize",
     "mix",
     "pack",
@@ -95,6 +100,7 @@ class Recipe(Section):
     select: Select | None = None
     dedup_documents: DedupDocuments | None = None
     dedup_sentences: DedupSentences | None = None
+    decontaminate: Decontaminate | None = None
     tokenizer: Tokenizer | None = None
     mix: Mix | None = None
     pack: Pack | None = None

@@ -160,6 +160,51 @@ class DedupSentences(Section):
     embeddings: Embeddings | Literal["off"] = Field("off", description="off, or settings of the embedding comparison")
 
 
+class Eval(Section):
+    """One evaluation set."""
+
+    name: str | None = Field(None, min_length=1, description="name of the eval; default: each file by its own name")
+    paths: tuple[str, ...] = Field(min_length=1, description="JSON, CSV, Parquet or text files, packed or not; globs")
+    preset: Literal["auto", "gsm8k", "humaneval", "squad", "cmrc", "text"] = Field(
+        "auto", description="layout of a published set; auto takes the one that the first record fits"
+    )
+    fields: tuple[str, ...] = Field((), description="dotted paths of the texts, instead of a preset")
+    id_field: str | None = Field(None, description="path of an item's id; default: the preset's, else its number")
+    unit: Literal["words", "code"] | None = Field(
+        None, description="words, or code (symbols count); default: the preset's, else words"
+    )
+
+
+class Decontaminate(Section):
+    """What of evaluation sets stands in the documents."""
+
+    evals: tuple[Eval | str, ...] = Field(
+        min_length=1, description="evaluation sets; a bare path or glob is an eval per file"
+    )
+    policy: Literal["cut", "drop", "report"] = Field(
+        "cut", description="cut the spans out, drop the documents, or only report"
+    )
+    ngram: int = Field(13, ge=2, le=64, description="words of an n-gram; Han and kana characters count as words")
+    min_item_frac: float = Field(
+        0.5, gt=0, le=1, description="share of an item's words that must stand in a document to make a hit, or"
+    )
+    min_run_ngrams: int = Field(20, ge=1, description="n-grams one behind the other that make a hit by themselves")
+    max_document_frac: Frac = Field(
+        0.001, description="n-grams in more than this share of documents, and in more than max_documents, do not count"
+    )
+    max_documents: int = Field(20, ge=0, description="documents in which any n-gram may stand and still count")
+    min_item_words: int = Field(8, ge=1, description="items with fewer words are not looked for")
+    min_item_bytes: int = Field(24, ge=1, description="items shorter than an n-gram and than this are not either")
+    max_removed_frac: Frac = Field(0.5, description="with policy cut, documents that lose more are dropped")
+    exempt_domains: tuple[str, ...] = Field((), description="domains that are checked and reported but left alone")
+
+    @model_validator(mode="after")
+    def _floor(self) -> Decontaminate:
+        if self.min_item_words > self.ngram:
+            raise ValueError(f"min_item_words {self.min_item_words} is over ngram {self.ngram}; make it at most that")
+        return self
+
+
 class Tokenizer(Section):
     """Where the tokenizer comes from: exactly one of the two."""
 

@@ -118,6 +118,43 @@ CLUSTERS = _schema(
     ("jaccard", pa.float64(), True),
 )
 
+EVAL_ITEMS = _schema(
+    ("item_number", pa.int64(), False),
+    ("eval", pa.string(), False),
+    ("item", pa.string(), False),
+    ("field", pa.string(), False),
+    ("unit", pa.string(), False),
+    ("text", pa.large_string(), False),
+)
+
+MATCHES = _schema(
+    ("doc_id", pa.int64(), False),
+    ("word", pa.int64(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("ngram", pa.int64(), False),
+    ("doc_words", pa.int64(), False),
+)
+
+FREQUENCIES = _schema(("ngram", pa.int64(), False), ("num_docs", pa.int64(), False))
+
+HITS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("doc_key", pa.string(), False),
+    ("eval", pa.string(), False),
+    ("item", pa.string(), False),
+    ("field", pa.string(), False),
+    ("item_number", pa.int64(), False),
+    ("doc_start", pa.int64(), False),
+    ("doc_end", pa.int64(), False),
+    ("item_start", pa.int64(), False),
+    ("item_end", pa.int64(), False),
+    ("item_covered_frac", pa.float64(), False),
+    ("doc_covered_frac", pa.float64(), False),
+    ("num_ngrams", pa.int64(), False),
+    ("longest_run", pa.int64(), False),
+)
+
 TOKENS = _schema(("doc_id", pa.int64(), False), ("num_tokens", pa.int64(), True), ("ids", pa.large_binary(), True))
 
 TOKENIZER_SAMPLE = _schema(
@@ -147,6 +184,10 @@ TABLES: dict[str, pa.Schema] = {
     "shingles": SHINGLES,
     "edges": EDGES,
     "clusters": CLUSTERS,
+    "items": EVAL_ITEMS,
+    "matches": MATCHES,
+    "frequencies": FREQUENCIES,
+    "hits": HITS,
     "sample": TOKENIZER_SAMPLE,
     "tokens": TOKENS,
     "selection": SELECTION,

@@ -43,7 +43,7 @@ def read_labels(workdir: str, part: int, columns: Sequence[str], upto: Sequence[
     """
     table = part_files.read_part(workdir, "ingest", "documents", part, columns)
     table = _with_language(workdir, part, table, upto)
-    cuts = _read_cuts(workdir, part, upto) if "num_bytes" in columns else None
+    cuts = read_cuts(workdir, part, upto) if "num_bytes" in columns else None
     if cuts is None:
         return table
     left = table.column("num_bytes").to_numpy().copy()
@@ -90,7 +90,7 @@ def read_survivors(
     """
     num_rows = part_files.read_part(workdir, "ingest", "documents", part, ["num_bytes"]).num_rows
     mask = keep_mask(workdir, part, num_rows, upto)
-    cuts = _read_cuts(workdir, part, upto)
+    cuts = read_cuts(workdir, part, upto)
     start = 0
     for batch in part_files.read_batches(workdir, "ingest", "documents", part, columns, slice_rows):
         rows = np.flatnonzero(mask[start : start + batch.num_rows])
@@ -103,7 +103,8 @@ def read_survivors(
         start += batch.num_rows
 
 
-def _read_cuts(workdir: str, part: int, upto: Sequence[str]) -> pa.Table | None:
+def read_cuts(workdir: str, part: int, upto: Sequence[str]) -> pa.Table | None:
+    """Return the cuts (doc_id, start, end) that stages of `upto` made in a part; None where there are none."""
     tables = [
         part_files.read_part(workdir, stage, "cuts", part, ["doc_id", "start", "end"])
         for stage in upto

@@ -11,6 +11,7 @@ from refinery.errors import ConfigError
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER, Recipe
 from refinery.stages import (
+    decontaminate,
     dedup_documents,
     dedup_sentences,
     ingest,
@@ -35,6 +36,7 @@ STAGES: dict[str, StageFunction] = {
     "select": select.run,
     "dedup_documents": dedup_documents.run,
     "dedup_sentences": dedup_sentences.run,
+    "decontaminate": decontaminate.run,
     "tokenize": tokenize.run,
     "mix": mix.run,
     "pack": pack.run,

@@ -103,7 +103,7 @@ def input_hashes(run: Run, stages: Sequence[str]) -> dict[str, str]:
 
 def decision_stages(recipe: Recipe, before: str) -> list[str]:
     """Return the stages before one that decide about documents, in order."""
-    deciding = ("screen", "rules", "quality", "select", "dedup_documents", "dedup_sentences", "mix")
+    deciding = {"screen", "rules", "quality", "select", "dedup_documents", "dedup_sentences", "decontaminate", "mix"}
     order = recipe.stages()
     upto = order.index(before) if before in order else len(order)
     return [s for s in order[:upto] if s in deciding]
