@@ -1,6 +1,6 @@
 """Speed of the whole way from raw text to shards, by stage, with Spark's start and model training apart.
 
-    python benchmarks/pipeline.py [--megabytes 40] [--cores N] [--out FILE]
+    python benchmarks/pipeline.py [--megabytes 40] [--part-megabytes 16] [--cores N] [--out FILE]
 
 Input: public Chinese and German laws, English documents and novels in the folder REFINERY_SHARED/data; without it, text
 that the Python environment carries (said in the output; there may be less than was asked for). The run is done on a
@@ -57,7 +57,7 @@ _ENVIRONMENT = {  # source: collection, domain, role, share of the bytes
     "python-code": ("code", "code", "replay", 0.40),
 }
 _FILE_BYTES = 4_000_000
-_PART_BYTES = 4_000_000
+_SPLIT_BYTES = 4_000_000
 
 
 def _shared_texts(file: Path) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _shared_texts(file: Path) -> Iterator[str]:
 def _environment_texts(collection: str, max_bytes: int) -> Iterator[str]:
     options = {"collection": collection, "max_bytes": max_bytes}
     spec = InputSpec(source=collection, domain=collection, role="pool", format="python_environment", options=options)
-    for split in plan_splits(spec, _PART_BYTES):
+    for split in plan_splits(spec, _SPLIT_BYTES):
         for found in read_split(spec, split):
             if isinstance(found, RawDocument):
                 yield found.text
@@ -109,7 +109,11 @@ def _write_files(folder: Path, texts: Iterator[str], wanted: int) -> int:
 
 
 def make_recipe(
-    inputs: list[dict[str, Any]], workdir: Path, tokenizer: Path, cores: int, validation_frac: float = 0.01
+    inputs: list[dict[str, Any]],
+    workdir: Path,
+    tokenizer: Path,
+    args: argparse.Namespace,
+    validation_frac: float = 0.01,
 ) -> Recipe:
     """Return the card from ingest to pack, without what trains a model."""
     domains = sorted({i["domain"] for i in inputs if i["role"] != "replay"})
@@ -123,7 +127,7 @@ def make_recipe(
             "seed": 20261121,
             "workdir": str(workdir),
             "inputs": inputs,
-            "ingest": {"part_bytes": _PART_BYTES, "pii": "mask", "validation_frac": validation_frac},
+            "ingest": {"part_bytes": int(args.part_megabytes * 1e6), "pii": "mask", "validation_frac": validation_frac},
             "screen": {"languages": []},
             "rules": {"presets": ["gopher", "fineweb", "zh_web"], "by_domain": {"code": ["code"]} if code else {}},
             "select": {"target": target, "keep_frac": 0.9},
@@ -132,7 +136,7 @@ def make_recipe(
             "tokenizer": {"path": str(tokenizer)},
             "mix": {"budget_tokens": "auto", "stages": [{"domains": shares, "replay": 0.2}]},
             "pack": {"sequence_length": 2048},
-            "spark": {"master": f"local[{cores}]"},
+            "spark": {"master": f"local[{args.cores}]"},
         }
     )
 
@@ -310,7 +314,10 @@ def show(report: dict[str, Any]) -> None:
     """Print the table."""
     large, growth = report["runs"][-1], report["growth_exponent"]
     sizes = [f"{r['text_bytes'] / 1e6:.1f}" for r in report["runs"]]
-    print(f"\ninput: {report['input']}, {' and '.join(sizes)} MB; {report['cores']} cores, load {report['load']}")
+    print(
+        f"\ninput: {report['input']}, {' and '.join(sizes)} MB; {report['cores']} cores, load {report['load']}, "
+        f"{large['num_parts']} parts"
+    )
     titles = ("MB in", "CPU s", "driver", "JVM", "workers", "parts", "wall s", "MB/s/core", "growth")
     print(f"{'stage':<16}" + "".join(f"{title:>10}" for title in titles))
     total = {k: large[k] for k in ("cpu_seconds", "part_cpu_seconds", "wall_seconds", "mb_per_core_second")}
@@ -336,6 +343,7 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=float, default=40.0, help="MB of text of the larger run")
+    parser.add_argument("--part-megabytes", type=float, default=16.0, help="ingest.part_bytes, in MB")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", type=Path, help="folder for input and runs; a temporary one by default")
@@ -364,7 +372,7 @@ def _benchmark(root: Path, args: argparse.Namespace, shared: Path | None, clock:
     clock.peak_bytes = 0  # what follows is the pipeline's own memory
     cpu, wall = clock.cpu_seconds(), time.monotonic()
     warm_input, _ = make_input(root / "warm", 500_000 * args.cores, shared)
-    recipe = make_recipe(warm_input, root / "run-warm", tokenizer, args.cores, 0.2)
+    recipe = make_recipe(warm_input, root / "run-warm", tokenizer, args, 0.2)
     spark = make_session(recipe.spark, "bench")
     measure(recipe, spark, clock)
     start = {
@@ -374,7 +382,7 @@ def _benchmark(root: Path, args: argparse.Namespace, shared: Path | None, clock:
     runs = []
     for k, (inputs, _) in enumerate(prepared):
         print(f"run {k + 1} of {len(prepared)}", flush=True)
-        runs.append(measure(make_recipe(inputs, root / f"run{k}", tokenizer, args.cores), spark, clock))
+        runs.append(measure(make_recipe(inputs, root / f"run{k}", tokenizer, args), spark, clock))
     spark.stop()
     return {
         "benchmark": "pipeline",
@@ -382,6 +390,7 @@ def _benchmark(root: Path, args: argparse.Namespace, shared: Path | None, clock:
         "input": "public law, docs and novels" if shared else "text of the Python environment",
         "source_bytes": prepared[-1][1],
         "cores": args.cores,
+        "part_megabytes": args.part_megabytes,
         "load": round(load[0], 1),
         "spark_start": start,
         "runs": runs,
