@@ -188,7 +188,7 @@ class Decontaminate(Section):
     min_item_frac: float = Field(
         0.5, gt=0, le=1, description="share of an item's words that must stand in a document to make a hit, or"
     )
-    min_run_ngrams: int = Field(20, ge=1, description="n-grams one behind the other that make a hit by themselves")
+    min_run_ngrams: int = Field(100, ge=1, description="n-grams one behind the other that make a hit by themselves")
     max_document_frac: Frac = Field(
         0.001, description="n-grams in more than this share of documents, and in more than max_documents, do not count"
     )
