@@ -68,7 +68,9 @@ def _shared_texts(file: Path) -> Iterator[str]:
 
 def _environment_texts(collection: str, max_bytes: int) -> Iterator[str]:
     options = {"collection": collection, "max_bytes": max_bytes}
-    spec = InputSpec(source=collection, domain=collection, role="pool", format="python_environment", options=options)
+    spec = InputSpec(
+        source=collection, domain=collection, role="pool", format="python_environment", paths=(), options=options
+    )
     for split in plan_splits(spec, _SPLIT_BYTES):
         for found in read_split(spec, split):
             if isinstance(found, RawDocument):
@@ -270,9 +272,10 @@ def _sample_texts(inputs: list[dict[str, Any]], source: str, num_bytes: int) -> 
 
 
 def train_tokenizer(inputs: list[dict[str, Any]], folder: Path, num_bytes: int) -> Path:
-    """Train a byte-level BPE of 32,768 ids on a sample of every source; not timed."""
+    """Train a byte-level BPE on a sample of every source; not timed."""
     texts = [t for i in inputs for t in _sample_texts(inputs, i["source"], num_bytes // len(inputs))]
-    values = {"name": "bench", "vocab_size": 32768, "num_reserved": 14, "sample_bytes": num_bytes, "seed": 1}
+    vocab_size = 32768 if sum(len(text) for text in texts) > 3_000_000 else 4096  # little text teaches few merges
+    values = {"name": "bench", "vocab_size": vocab_size, "num_reserved": 14, "sample_bytes": num_bytes, "seed": 1}
     train_bpe(texts, recipe_from_mapping(values), folder)
     return folder
 
