@@ -54,18 +54,27 @@ def write_recipe(values: dict[str, Any], folder: Path, workdir: str | None = Non
 
 
 @pytest.fixture(scope="module")
-def here(spark, some_stages, tmp_path_factory):
-    """What one machine makes."""
-    return run_here(spark, some_stages, tmp_path_factory.mktemp("here") / "run")
-
-
-@pytest.fixture(scope="module")
-def whole(cluster, archive, some_stages, tmp_path_factory):
-    """(folder, arguments, printed hashes) of one whole run on the cluster."""
+def both(spark, cluster, archive, some_stages, tmp_path_factory):
+    """(folder, arguments, printed hashes) of one whole run on the cluster, and what one machine makes meanwhile."""
     folder = tmp_path_factory.mktemp("whole")
     relative = os.path.relpath(folder / "run", cluster.scratch)  # executors do not run where the driver does
     arguments = write_recipe(some_stages, folder, relative)
-    return folder, arguments, cluster.submit(ROOT / "jobs" / "run.py", [*arguments, "--to", "pack"], archive)
+    process = cluster.submit_process(ROOT / "jobs" / "run.py", [*arguments, "--to", "pack"], archive)
+    try:
+        here = run_here(spark, some_stages, tmp_path_factory.mktemp("here") / "run")
+        return (folder, arguments, cluster.await_job(process)), here
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(both):
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def here(both):
+    return both[1]
 
 
 def test_executors_run_the_archive(cluster, archive, some_stages, tmp_path):
