@@ -39,6 +39,7 @@ INDEX_SETTINGS = IndexSettings(SETTINGS.ngram, SETTINGS.min_item_words, SETTINGS
 BOUNDS = HitBounds(SETTINGS.min_item_frac, SETTINGS.min_run_ngrams)
 EDIT_RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
 _WORD = re.compile(r"\w+")
+_UNITS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 
 
 def read_texts(path: Path, max_bytes: int = 1 << 40) -> list[str]:
@@ -81,7 +82,7 @@ def pairs_of(texts: list[str], index: EvalIndex, *, common: bool = True) -> list
             span = bytes(views.data[views.offsets[doc] + hits.doc_starts[i] : views.offsets[doc] + hits.doc_ends[i]])
             rows.append({"doc": doc, "number": item, "item": said["item"], "field": said["field"],
                          "item_covered_frac": round(float(hits.item_covered_fracs[i]), 3),
-                         "longest_run": int(hits.longest_runs[i]), "span": span.decode("utf-8", "replace")})  # fmt: skip
+                         "longest_run": int(hits.longest_runs[i]), "span": span.decode(errors="replace")})  # fmt: skip
     return rows
 
 
@@ -128,7 +129,8 @@ def wikitext(data: Path) -> dict:
 
 def edited(words: list[str], rate: float, rng: random.Random) -> str:
     """Return words with a share replaced by others, each word for itself."""
-    return " ".join(rng.choice(("river", "seven", "quickly", "Tom", "box")) if rng.random() < rate else w for w in words)
+    others = ("river", "seven", "quickly", "Tom", "box")
+    return " ".join(rng.choice(others) if rng.random() < rate else word for word in words)
 
 
 def planted(data: Path, count: int) -> dict:
@@ -174,7 +176,7 @@ def speed(data: Path, num_bytes: int, num_items: int) -> dict:
     for language, name in (("en", "en-peps"), ("zh", "zh-oi-wiki")):
         texts = read_texts(data / "docs" / f"{name}.jsonl.gz", num_bytes)
         rng = np.random.default_rng(3)
-        vocabulary = np.array(_WORD.findall(" ".join(texts[:300])))
+        vocabulary = np.array(_UNITS.findall(" ".join(texts[:300])))
         rows = rng.choice(vocabulary, (num_items, 60))
         items = [EvalItem("made", str(i), "text", "words", " ".join(row)) for i, row in enumerate(rows)]
         started = time.process_time()

@@ -63,19 +63,19 @@ class NgramIndex(NamedTuple):
     prefix_size: int
     """Words by which short items are found; the floor of their length."""
     lengths: np.ndarray
-    """int64, shape (G,): words that each n-gram or whole short item covers."""
+    """int32, shape (G,): words that each n-gram or whole short item covers."""
     posting_offsets: np.ndarray
     """int64, shape (G + 1,)."""
     posting_items: np.ndarray
-    """int64, shape (P,): items in which the n-gram stands."""
+    """int32, shape (P,): items in which the n-gram stands."""
     posting_words: np.ndarray
-    """int64, shape (P,): at which word."""
+    """int32, shape (P,): at which word."""
     bitmap: np.ndarray
     """uint64: prefilter of the n-grams."""
     keys: np.ndarray
     """uint64, a power of two long: open addressing, linear probing."""
     ids: np.ndarray
-    """int64, beside `keys`: the n-gram id, -1 where the slot is free."""
+    """int32, beside `keys`: the n-gram id, -1 where the slot is free."""
     short_bitmap: np.ndarray
     """uint64: prefilter of the short items' prefixes."""
     prefixes: np.ndarray
@@ -275,10 +275,10 @@ def build_index(views: TextViews, items: np.ndarray, unit: str, size: int, prefi
         unit=unit,
         size=size,
         prefix_size=prefix_size,
-        lengths=np.concatenate([np.full(len(keys), size), counts[is_short]]).astype(np.int64),
+        lengths=np.concatenate([np.full(len(keys), size), counts[is_short]]).astype(np.int32),
         posting_offsets=np.concatenate([posting_offsets, posting_offsets[-1] + 1 + np.arange(num_shorts)]),
-        posting_items=np.concatenate([owners[order], items[is_short]]).astype(np.int64),
-        posting_words=np.concatenate([places[order], np.zeros(num_shorts)]).astype(np.int64),
+        posting_items=np.concatenate([owners[order], items[is_short]]).astype(np.int32),
+        posting_words=np.concatenate([places[order], np.zeros(num_shorts)]).astype(np.int32),
         bitmap=_bitmap(keys),
         keys=table_keys,
         ids=table_ids,
@@ -319,9 +319,9 @@ def _bitmap(keys: np.ndarray) -> np.ndarray:
 
 
 def _hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    slots = 1 << max(3, int(2 * len(keys)).bit_length())
+    slots = 1 << max(3, int(1.4 * len(keys)).bit_length())  # at most 5 of 7 slots are taken
     table_keys = np.zeros(slots, dtype=np.uint64)
-    table_ids = np.full(slots, -1, dtype=np.int64)
+    table_ids = np.full(slots, -1, dtype=np.int32)
     _fill_table(keys, table_keys, table_ids)
     return table_keys, table_ids
 

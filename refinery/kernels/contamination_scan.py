@@ -94,34 +94,50 @@ def _flag_documents(  # noqa: PLR0913, PLR0917 (numba takes arrays, not tuples o
     bitmap: np.ndarray, keys: np.ndarray, ids: np.ndarray, short_bitmap: np.ndarray, flags: np.ndarray,
 ) -> None:  # fmt: skip
     words = np.empty(BLOCK_WORDS + size, dtype=np.uint64)
+    hashes = np.empty(BLOCK_WORDS + size, dtype=np.uint64)
     has_short = short_bitmap.any()
-    shift, short_shift = _shift_of(bitmap), _shift_of(short_bitmap)
-    leaving, short_leaving = window_power(size), window_power(prefix_size)
+    no_keys, no_ids = keys[:0], ids[:0]
     for doc in range(len(offsets) - 1):
         position, end, filled, found = offsets[doc], offsets[doc + 1], 0, False
         while position < end and not found:
             filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
-            total = np.uint64(0)
-            for k in range(min(size - 1, filled)):
-                total = total * WINDOW_FACTOR + words[k]
-            for k in range(size - 1, filled):
-                total = total * WINDOW_FACTOR + words[k]
-                if k >= size:
-                    total -= words[k - size] * leaving
-                key = finish_window(total)
-                if _may_hold(bitmap, shift, key) and _find(key, keys, ids) >= 0:
-                    found = True
-                    break
-            total = np.uint64(0)
-            for k in range(filled if has_short and not found else 0):
-                total = total * WINDOW_FACTOR + words[k]
-                if k >= prefix_size:
-                    total -= words[k - prefix_size] * short_leaving
-                if k >= prefix_size - 1 and _may_hold(short_bitmap, short_shift, finish_window(total)):
-                    found = True
-                    break
+            found = _any_window(words, filled, size, bitmap, keys, ids, hashes)
+            if has_short and not found:
+                found = _any_window(words, filled, prefix_size, short_bitmap, no_keys, no_ids, hashes)
             filled = keep_tail(words, filled, size)
         flags[doc] = found
+
+
+@numba.njit(cache=True, nogil=True)
+def _any_window(
+    words: np.ndarray, filled: int, size: int, bitmap: np.ndarray, keys: np.ndarray, ids: np.ndarray, room: np.ndarray
+) -> bool:
+    """Say whether a window of ``words[:filled]`` is in the table; without ids, whether the bit map has one.
+
+    One loop hashes, one asks the bit map without a branch: memory accesses then overlap instead of waiting for each
+    other behind a wrong guess (Chinese, 13 million n-grams: from 28 MB/s to what the benchmark prints).
+    """
+    if filled < size:
+        return False
+    leaving, total = window_power(size), np.uint64(0)
+    for k in range(size - 1):
+        total = total * WINDOW_FACTOR + words[k]
+    total = total * WINDOW_FACTOR + words[size - 1]
+    room[0] = finish_window(total)
+    for k in range(size, filled):
+        total = total * WINDOW_FACTOR + words[k] - words[k - size] * leaving
+        room[k - size + 1] = finish_window(total)
+    shift, count = _shift_of(bitmap), 0
+    for k in range(filled - size + 1):
+        key = room[k]
+        room[count] = key
+        count += int(_may_hold(bitmap, shift, key))
+    if len(ids) == 0:
+        return count > 0
+    for k in range(count):  # noqa: SIM110 - numba compiles no generator
+        if _find(room[k], keys, ids) >= 0:
+            return True
+    return False
 
 
 @numba.njit(cache=True, nogil=True)

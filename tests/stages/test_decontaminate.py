@@ -41,7 +41,8 @@ def planted(tmp_path_factory):
     words[5] = "changed"
     rows[1]["text"] += "\n" + " ".join(words)
     rows[2]["text"] = items[2]["question"]
-    rows[50]["text"] = f"Here: {items[2]['question']} End."
+    for n in (50, 52, 53):  # some of them are held out
+        rows[n]["text"] = f"Page {n}: {items[2]['question']} End."
     head, tail = items[3]["question"][:90], items[3]["question"][90:]
     rows[3]["text"] = f"{sentence_text(prose(rng, ENGLISH, 90))}\n\n{head}\n\n{REPEATED}\n\n{tail}"
     rows[4]["text"] += "\n\n" + REPEATED
