@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import threading
 import time
@@ -78,6 +79,7 @@ def _watched(spark: SparkSession, total: int, progress: Callable[[int, int], Non
 
 
 def _run_batches(numbers: list[int], task: PartTask, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    gc.freeze()  # what unpickling the task imported; see worker_daemon for what a collection costs
     for batch in batches:
         for index in batch.column(0).to_pylist():
             start, cpu = time.monotonic(), time.process_time()
@@ -101,6 +103,7 @@ def _checked(
     out: pa.Schema,
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
+    gc.freeze()
     for result in kernel(batches):
         if result.schema.names != out.names or result.schema.types != out.types:
             raise SchemaError(f"kernel returned {result.schema}, declared {out}")
@@ -131,6 +134,7 @@ def apply_groups(
     """Run one task per group of equal keys and return their JSON-able results, sorted by their JSON text."""
 
     def one_result(table: pa.Table) -> pa.Table:  # Spark reads the hints of a real function, not of a partial
+        gc.freeze()
         return pa.table({"result": pa.array([json.dumps(task(table))], type=pa.string())})
 
     rows = frame.groupBy(*keys).applyInArrow(one_result, "result string").collect()
