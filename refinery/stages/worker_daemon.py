@@ -1,8 +1,8 @@
 """Python worker daemon that imports what tasks need once; every forked worker then starts warm.
 
-After each task Spark's daemon calls ``gc.collect()``. With numba, pyarrow and pandas loaded a full collection walks half
-a million objects: 57 ms of CPU a task, more than many part tasks take. ``gc.freeze`` moves everything that is imported
-before the fork out of the collector's sight, and what a task imports itself is frozen by `freeze_imports`.
+After each task Spark's daemon calls ``gc.collect()``. With numba, pyarrow and pandas loaded a full collection walks
+half a million objects: 57 ms of CPU a task, more than many part tasks take. ``gc.freeze`` moves everything that is
+imported before the fork out of the collector's sight; `part_tasks` does the same for what a task imports itself.
 """
 
 from __future__ import annotations
