@@ -17,9 +17,9 @@ def archive(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """One master and two workers of one core each."""
+    """One master and two workers of one core each; gone before the next module, for three idle JVMs hold a gigabyte."""
     with standalone_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
 
