@@ -119,7 +119,7 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] 
         yield None, lambda *_: None
         return
     if not sys.stderr.isatty():
-        yield None, lambda *facts: sys.stderr.write(_stage_line(*facts) + "\n")
+        yield None, _tell_line
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
@@ -128,12 +128,15 @@ def _progress(*, quiet: bool) -> Iterator[tuple[Callable[[str, int, int], None] 
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
-            task = tasks.setdefault(
-                stage, bars.add_task(f"{stage} (parts)", total=total) if stage not in tasks else None
-            )
-            bars.update(task, completed=done, total=total)
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{stage} (parts)", total=total)
+            bars.update(tasks[stage], completed=done, total=total)
 
         yield progress, lambda *facts: bars.console.print(_stage_line(*facts), highlight=False)
+
+
+def _tell_line(*facts: Any) -> None:
+    sys.stderr.write(_stage_line(*facts) + "\n")
 
 
 def _stage_line(name: str, manifest: StageManifest, seconds: float, fresh: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 MEASURED = "benchmarks/pipeline.py on 25 and 100 MB, 2026-11-21, 2 cores of an AMD EPYC (Zen 5), busy"
-DEMO_MEASURED = "a run of recipes/demo.yaml, 2026-11-21, on the same 2 cores; training of the classifier is fixed"
+DEMO_MEASURED = "an estimate from runs of recipes/demo.yaml on a busy machine; training of the classifier is fixed"
 TRAINER_MEASURED = "run record of preset tiny, 2026-11-21, on the same 2 cores"
 
 
@@ -26,16 +26,16 @@ UNMEASURED = Cost(1.0, 10.0, 0.02, "not measured: a guess between the other stag
 """Of stages that have no line below."""
 
 COSTS: Mapping[str, Cost] = {
-    "ingest": Cost(2.0, 22.0, 0.33),
-    "screen": Cost(0.6, 22.0, 0.003),
-    "rules": Cost(1.0, 17.0, 0.02),
+    "ingest": Cost(0.7, 49.0, 0.33),
+    "screen": Cost(0.2, 47.0, 0.003),
+    "rules": Cost(0.2, 29.0, 0.02),
     "quality": Cost(5.0, 8.0, 0.02, DEMO_MEASURED),
-    "select": Cost(2.1, 4.7, 0.10),
-    "dedup_documents": Cost(3.5, 9.5, 0.04),
-    "dedup_sentences": Cost(3.3, 14.0, 0.02),
-    "tokenize": Cost(3.2, 5.1, 0.38),
-    "mix": Cost(0.9, 7.4, 0.003),
-    "pack": Cost(0.8, 11.0, 0.0),
+    "select": Cost(0.6, 27.0, 0.1),
+    "dedup_documents": Cost(2.9, 114.0, 0.04),
+    "dedup_sentences": Cost(1.5, 126.0, 0.02),
+    "tokenize": Cost(1.5, 8.4, 0.38),
+    "mix": Cost(0.3, 51.0, 0.003),
+    "pack": Cost(0.2, 28.0, 0.0),
 }
 """Per stage. Embeddings and the training of a tokenizer and a model have their own terms below."""
 

@@ -36,7 +36,7 @@ class ArchiveCacheLocator(ZipCacheLocator):
 
     def __init__(self, py_func: Callable[..., object], py_file: str) -> None:
         super().__init__(py_func, py_file)
-        root = Path(numba.config.CACHE_DIR or Path.home() / ".cache" / "numba")
+        root = Path(numba.config.CACHE_DIR or Path.home() / ".cache" / "numba")  # type: ignore[attr-defined]
         folder = PurePosixPath(self._internal_path).parent
         self._cache_path = str(root / f"refinery-{_kernels_of(self._zip_path)}" / folder)
 
@@ -53,4 +53,4 @@ def _kernels_of(archive: str) -> str:
 
 def use_archive_cache() -> None:
     """Make this process use the place; before the first kernel is imported, for numba asks at that moment."""
-    numba.config.CACHE_LOCATOR_CLASSES = LOCATORS
+    numba.config.CACHE_LOCATOR_CLASSES = LOCATORS  # type: ignore[attr-defined]

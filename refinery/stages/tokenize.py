@@ -93,7 +93,8 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     results = run_part_tasks(run_.spark, parts, functools.partial(encode_part, task), run_.report_progress(NAME))
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, last.counts, counts)
-    report = health(open_encoder(folder), _held_out(recipe.workdir, parts))
+    sample = list(_held_out(recipe.workdir, parts))
+    report = health(open_encoder(folder), sample) if sample else {"verdict": "no held-out text to examine"}
     storage.write_atomic(storage.join(recipe.workdir, NAME, "health.json"), json.dumps(report, indent=1).encode())
     manifest = StageManifest(
         stage=NAME,
