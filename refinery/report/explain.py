@@ -17,6 +17,7 @@ from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
+from refinery.report.hit_samples import hits_of
 from refinery.report.samples import Sample, find_keys, read_texts, rule_bounds, word_diff
 from refinery.report.visible import number, plain, size
 from refinery.shards.manifest import load_manifest
@@ -62,6 +63,7 @@ def explain(workdir: str, doc_key: str) -> dict[str, Any]:
         "stages": verdicts,
         "not_run": [s for s in ("tokenize", "mix", "pack") if s not in manifests],
         "cuts": _cuts(workdir, manifests, doc_id),
+        "hits": hits_of(workdir, doc_id),
         "num_tokens": _value(workdir, manifests, ("tokenize", "tokens", "num_tokens"), doc_id),
         "stream": _value(workdir, manifests, ("mix", "selection", "stream"), doc_id),
         "cluster": _cluster(workdir, doc_id),
@@ -258,6 +260,10 @@ def explain_text(told: Mapping[str, Any]) -> str:
     for cut in told["cuts"]:
         stays = f", stays in {cut['because_of']}" if cut["because_of"] else ""
         lines.append(f"  cut at bytes {cut['start']} to {cut['end']} ({cut['reason']}{stays}): {cut['text'][:120]!r}")
+    for hit in told["hits"]:
+        shares = f"{hit['item_covered_frac']:.0%} of the item, {hit['doc_covered_frac']:.0%} of the document"
+        place = f"bytes {hit['doc_start']} to {hit['doc_end']}"
+        lines.append(f"  holds {hit['eval']} {hit['item']} {hit['field']} at {place} ({shares}): {hit['text'][:120]!r}")
     lines += ["", *_outcome_lines(told)]
     if told["twin"]:
         lines += _twin_lines(told["twin"])

@@ -19,6 +19,7 @@ from refinery.report import charts, visible
 from refinery.report.collect import DIMENSIONS, collect
 from refinery.report.cut_samples import read_cut_samples
 from refinery.report.facts import Drop, RunFacts, Training
+from refinery.report.hit_samples import MAX_HITS, HitSample, read_hit_samples
 from refinery.report.samples import LOW_SCORE, Sample, Spared, read_samples
 from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
 from refinery.report.thresholds import read_spared
@@ -60,14 +61,20 @@ def write_report(workdir: str, recipe: Recipe) -> str:
     samples |= read_cut_samples(workdir, facts.manifests, recipe.report.samples)
     ruled = [d.reason for d in removals(facts) if d.stage == "rules"][:MAX_HISTOGRAMS]
     spared = read_spared(workdir, facts.manifests, [*ruled, LOW_SCORE], recipe.report.samples)
+    hits = read_hit_samples(workdir, facts.manifests, MAX_HITS if recipe.report.samples else 0)
     path = storage.join(workdir, "report", "index.html")
     summary = json.dumps(as_json(facts), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     storage.write_atomic(storage.join(workdir, "report", "summary.json"), summary.encode())
-    storage.write_atomic(path, render(facts, samples, spared).encode())
+    storage.write_atomic(path, render(facts, samples, spared, hits).encode())
     return path
 
 
-def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Sequence[Spared]) -> str:
+def render(
+    facts: RunFacts,
+    samples: Mapping[str, Sequence[Sample]],
+    spared: Sequence[Spared],
+    hits: Sequence[HitSample] = (),
+) -> str:
     """Return the page as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -93,6 +100,7 @@ def render(facts: RunFacts, samples: Mapping[str, Sequence[Sample]], spared: Seq
     return environment.get_template(_TEMPLATE).render(
         facts=facts,
         samples=samples,
+        hits=hits,
         spared={s.bound.name: s for s in spared},
         sentences=sentences(facts),
         advice=advice(facts),
@@ -138,6 +146,7 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
         ("ingest", "Unreadable records and masking", bool(facts.bad_records or facts.pii_masked)),
         ("clusters", "Duplicates", facts.clusters is not None),
         ("sentences", "Repeated sentences", "dedup_sentences" in facts.manifests),
+        ("evals", "Evaluation items in the documents", "decontaminate" in facts.manifests),
         ("tokenizer", "Tokenizer", facts.health is not None),
         ("mix", "Mix", facts.mix is not None),
         ("packing", "Packing", facts.packing is not None),

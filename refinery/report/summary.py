@@ -156,6 +156,8 @@ def _data_advice(facts: RunFacts) -> list[str]:
                 f"Source {source} lost {percent(1 - left / before.docs)} of its documents; read the samples of its "
                 "main reasons before you trust that."
             )
+    if "decontaminate" in facts.manifests:
+        found += [f"Decontamination: {line}." for line in facts.manifests["decontaminate"].facts.get("warnings", [])]
     if "select" in facts.manifests:
         found += [f"Selection: {line}" for line in facts.manifests["select"].facts.get("warnings", [])]
     largest = (facts.clusters or {}).get("largest_cluster", 0)
