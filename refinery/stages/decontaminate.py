@@ -154,7 +154,7 @@ def matches_part(task: DecontaminateTask, part: int) -> dict[str, Any]:
 
 def _scan(task: DecontaminateTask, part: int) -> tuple[pa.Table, int]:
     index = task.index()
-    earlier = read_cuts(task.workdir, part, task.upto)
+    earlier = _by_document(read_cuts(task.workdir, part, task.upto))
     tables = [MATCHES.empty_table()]
     num_docs = 0
     for piece in read_survivors(task.workdir, part, ["doc_id", "split", "text"], task.upto, task.slice_rows):
@@ -169,15 +169,15 @@ def _scan(task: DecontaminateTask, part: int) -> tuple[pa.Table, int]:
     return whole.sort_by([(name, "ascending") for name in ("doc_id", "ngram", "word")]), num_docs
 
 
-def _matches_table(found: Matches, ids: np.ndarray, unit: UnitIndex, earlier: pa.Table | None) -> pa.Table:
+def _matches_table(
+    found: Matches, ids: np.ndarray, unit: UnitIndex, earlier: dict[int, tuple[np.ndarray, np.ndarray]]
+) -> pa.Table:
     """Return matches as rows, their bytes as positions in the documents as ingested."""
     doc_ids, starts, ends = ids[found.docs], found.starts.copy(), found.ends.copy()
-    if earlier is not None:
-        cut_ids = earlier.column("doc_id").to_numpy()
-        cut_starts, cut_ends = earlier.column("start").to_numpy(), earlier.column("end").to_numpy()
-        for doc_id in np.intersect1d(doc_ids, cut_ids):
-            mine, cuts = doc_ids == doc_id, cut_ids == doc_id
-            starts[mine], ends[mine] = to_original(starts[mine], ends[mine], cut_starts[cuts], cut_ends[cuts])
+    documents, first = np.unique(doc_ids, return_index=True)  # rows are in the order of documents
+    for doc_id, a, z in zip(documents.tolist(), first, np.append(first[1:], len(doc_ids)), strict=True):
+        if doc_id in earlier:
+            starts[a:z], ends[a:z] = to_original(starts[a:z], ends[a:z], *earlier[doc_id])
     return pa.table(
         {
             "doc_id": doc_ids,
@@ -277,20 +277,18 @@ def _verdicts(task: DecontaminateTask, part: int, hits: pa.Table, documents: pa.
     policy, exempt = task.settings["policy"], set(task.settings["exempt_domains"])
     sizes = documents.column("num_bytes").to_numpy()
     domains = documents.column("domain")
-    earlier = read_cuts(task.workdir, part, task.upto)
+    earlier = _by_document(read_cuts(task.workdir, part, task.upto))
     reasons: list[str | None] = [None] * documents.num_rows
     rows: list[tuple[int, int, int]] = []
-    doc_ids = hits.column("doc_id").to_numpy()
-    starts, ends = hits.column("doc_start").to_numpy(), hits.column("doc_end").to_numpy()
-    for doc_id in np.unique(doc_ids).tolist() if policy != "report" else ():
+    stretches = hits.select(["doc_id", "doc_start", "doc_end"]).rename_columns(["doc_id", "start", "end"])
+    for doc_id, found in _by_document(stretches).items() if policy != "report" else ():
         row = doc_id & _ROW
         if domains[row].as_py() in exempt:
             continue
         if policy == "drop":
             reasons[row] = CONTAMINATED
             continue
-        mine = doc_ids == doc_id
-        spans = minus_spans(merged_spans(starts[mine], ends[mine]), _spans_of(earlier, doc_id))
+        spans = minus_spans(merged_spans(*found), merged_spans(*earlier[doc_id]) if doc_id in earlier else [])
         if sum(z - a for a, z in spans) > task.settings["max_removed_frac"] * sizes[row]:
             reasons[row] = MOSTLY
         else:
@@ -300,11 +298,19 @@ def _verdicts(task: DecontaminateTask, part: int, hits: pa.Table, documents: pa.
     return pa.table({**columns, **said}).cast(CUTS), pa.array(reasons, pa.string())
 
 
-def _spans_of(cuts: pa.Table | None, doc_id: int) -> list[tuple[int, int]]:
+def _by_document(cuts: pa.Table | None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return (starts, ends) of the cuts of each document that has some."""
     if cuts is None:
-        return []
-    mine = cuts.filter(pc.equal(cuts.column("doc_id"), doc_id))
-    return merged_spans(mine.column("start").to_numpy(), mine.column("end").to_numpy())
+        return {}
+    ids = cuts.column("doc_id").to_numpy()
+    order = np.argsort(ids, kind="stable")
+    starts, ends = cuts.column("start").to_numpy()[order], cuts.column("end").to_numpy()[order]
+    documents, first = np.unique(ids[order], return_index=True)
+    bounds = np.append(first, len(ids)).tolist()
+    return {
+        doc_id: (starts[a:z], ends[a:z])
+        for doc_id, a, z in zip(documents.tolist(), bounds[:-1], bounds[1:], strict=True)
+    }
 
 
 def _bytes_by_row(cuts: pa.Table, num_rows: int) -> np.ndarray:
