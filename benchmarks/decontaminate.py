@@ -114,7 +114,16 @@ def humaneval(data: Path) -> dict:
     index = index_of(read_items(data / "evals" / "HumanEval.jsonl.gz"))
     texts = read_texts(data / "docs" / "en-peps.jsonl.gz") + read_texts(data / "code" / "registry-packages.jsonl.gz")
     hits = pairs_of(texts, index)
-    return {"documents": len(texts), "documents_hit": len({h["doc"] for h in hits}), "hits": hits}
+    items = read_items(data / "evals" / "HumanEval.jsonl.gz")
+    pairs = [(items[k].text, items[k + 1].text) for k in range(0, len(items), 2)]
+    copies = [f"{texts[-k - 1][:3000]}\n{a}{b}\n".replace("    ", "\t") for k, (a, b) in enumerate(pairs)]
+    found = {h["doc"] for h in pairs_of(copies, index) if h["number"] // 2 == h["doc"]}
+    return {
+        "documents": len(texts),
+        "documents_hit": len({h["doc"] for h in hits}),
+        "planted_recall": len(found) / len(copies),
+        "hits": hits,
+    }
 
 
 def wikitext(data: Path) -> dict:

@@ -110,6 +110,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     common = _common_ngrams(task, parts, index.num_ngrams, sum(r["num_docs"] for r in scanned))
     work = functools.partial(hits_part, task, fingerprint, common)
     results = run_part_tasks(run_.spark, parts, work, progress)
+    eval_facts = _eval_facts(task, index, common, results)
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, upstream[-1].counts, counts)
     tables = [part_entries("items", [{"items": located(ITEMS_PART, items_file)}], "items")]
@@ -124,13 +125,13 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         parts=[entry for entries in tables for entry in entries],
         counts=counts,
         facts={
-            "evals": _eval_facts(task, index, common, results),
+            "evals": eval_facts,
             "num_docs_scanned": sum(r["num_docs"] for r in scanned),
             "num_hits": sum(r["hits"]["rows"] for r in results),
             "num_cuts": sum(r["cuts"]["rows"] for r in results),
             "pairs_below_bounds": sum(r["pairs_below_bounds"] for r in results),
             "index_bytes": index.num_bytes,
-            "warnings": eval_warnings(recipe, files),
+            "warnings": eval_warnings(recipe, files, eval_facts),
         },
         volatile={"part_seconds": sum(r["cpu_seconds"] for r in scanned + results)},
     )

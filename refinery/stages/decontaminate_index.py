@@ -7,7 +7,7 @@ import glob
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -157,6 +157,7 @@ def indexed_counts(index: EvalIndex, common: np.ndarray) -> dict[str, dict[str, 
     evals = index.items.column("eval").to_numpy(zero_copy_only=False)
     looked_for = np.zeros(index.items.num_rows, dtype=bool)
     whole = np.zeros(index.items.num_rows, dtype=bool)
+    findable = np.zeros(index.items.num_rows, dtype=bool)
     ngrams: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     for unit in index.units:
@@ -165,6 +166,7 @@ def indexed_counts(index: EvalIndex, common: np.ndarray) -> dict[str, dict[str, 
         looked_for[owners] = True
         whole[owners[ids >= unit.index.first_short]] = True
         gone = np.isin(ids + unit.first_id, common)
+        findable[owners[~gone]] = True
         for name in np.unique(evals[owners].astype(str)):
             mine = evals[owners] == name
             ngrams[name] += len(np.unique(ids[mine]))
@@ -181,15 +183,28 @@ def indexed_counts(index: EvalIndex, common: np.ndarray) -> dict[str, dict[str, 
             "items": int(mine.sum()),
             "items_too_short": int((mine & ~looked_for).sum()),
             "items_matched_whole": int((mine & whole).sum()),
+            "items_common": int((mine & looked_for & ~findable).sum()),
             "ngrams": ngrams[name],
             "ngrams_common": lost[name],
         }
     return counted
 
 
-def eval_warnings(recipe: Recipe, files: list[EvalFile]) -> list[str]:
-    """Return what is doubtful about the evals of a recipe: records without text, and evals that are inputs too."""
-    warnings = []
+def eval_warnings(recipe: Recipe, files: list[EvalFile], counted: list[dict[str, Any]]) -> list[str]:
+    """Return what is doubtful about the evals of a recipe.
+
+    Args:
+        recipe: the recipe: an eval may be one of its inputs.
+        files: what was read: records may lack text.
+        counted: one row per eval with ``eval`` and ``items_common``: texts that stand in so many documents that
+            nothing of them counts.
+    """
+    warnings = [
+        f"eval {row['eval']}: every n-gram of {row['items_common']} of its texts stands in more than max_documents "
+        "documents, so they cannot be hits; look for them, and raise max_documents if they are no boilerplate"
+        for row in counted
+        if row["items_common"]
+    ]
     for file in files:
         if file.records_without_text:
             warnings.append(

@@ -116,7 +116,10 @@ def test_planted_items_are_found_with_spans_on_both_sides(cleaned):
 def test_boilerplate_is_no_hit_and_is_told(cleaned):
     assert not _hits(cleaned, field="answer")
     assert {_documents(cleaned)[h["doc_id"]]["role"] for h in _hits(cleaned, item="q5")} == {"target"}
-    rows = {r["eval"]: r for r in need_stage(cleaned["workdir"], "decontaminate").facts["evals"]}
+    facts = need_stage(cleaned["workdir"], "decontaminate").facts
+    rows = {r["eval"]: r for r in facts["evals"]}
+    assert rows["planted"]["items_common"] == 1
+    assert "cannot be hits" in facts["warnings"][0]
     assert rows["planted"]["ngrams_common"] > 0
     assert rows["planted"]["items_too_short"] == 6
 
