@@ -38,7 +38,7 @@ from refinery.forecast_costs import (
 from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.stages import ingest
-from refinery.stages.workspace import load_stage
+from refinery.stages.workspace import load_stage, manifest_path
 
 FILE_NAME = "forecast.json"
 _BEFORE_THE_CUT = ("ingest", "screen", "rules", "quality", "select")
@@ -219,7 +219,7 @@ def _stage_rows(recipe: Recipe, stages: Sequence[str], text: _Text, train_tokens
     lanes = max(1, min(cores_of(recipe), text.num_parts))
     rows = []
     for name in stages:
-        stands = load_stage(recipe.workdir, name) is not None
+        stands = storage.exists(manifest_path(recipe.workdir, name))  # a damaged one is the run's to refuse
         if name == "train":
             rows.append(_train_row(recipe, train_tokens or 0, stands))
             continue

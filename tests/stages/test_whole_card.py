@@ -113,6 +113,7 @@ def test_select_takes_target_like_text_and_nests(spark, card_values, tmp_path):
     picks = {}
     for frac in (0.2, 0.4):
         values = {**card_values, "workdir": str(tmp_path / str(frac)), "select": {"target": "law", "keep_frac": frac}}
+        del values["quality"]
         run_stages(spark, values, ("ingest", "screen", "select"))
         kept = survivors(values["workdir"], ("screen", "select"))
         found = documents(values["workdir"])
