@@ -139,7 +139,7 @@ def test_each_kind_of_bad_line_has_its_reason_and_place(tmp_path: Path) -> None:
 
 
 def test_a_hundred_megabyte_line_is_read_past_in_bounded_memory(tmp_path: Path) -> None:
-    import tracemalloc  # noqa: PLC0415
+    import tracemalloc
 
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as f:

@@ -96,8 +96,8 @@ class _Tokenizer:
 @pytest.mark.parametrize("extra_token", [True, False])
 def test_megatron_core_trains_on_intact_rows_in_the_exact_blend(shared_dataset, tmp_path, extra_token):
     gpt = pytest.importorskip("megatron.core.datasets.gpt_dataset", reason="megatron-core is not installed")
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder  # noqa: PLC0415
-    from torch import distributed  # noqa: PLC0415
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from torch import distributed
 
     root, manifest = shared_dataset
     plan = first_plan(manifest, 3, [(100, SHARES)])
