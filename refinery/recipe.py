@@ -164,6 +164,10 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
         unknown = sorted({*recipe.quality.positives, *recipe.quality.negatives} - sources)
         if unknown:
             raise ValueError(f"quality names sources {unknown}; inputs have {', '.join(sorted(sources))}")
+    if recipe.dedup_documents is not None and "quality" in recipe.dedup_documents.keep and recipe.quality is None:
+        raise ValueError(
+            "dedup_documents.keep names quality, but the recipe has no quality section; add it or take it out"
+        )
     if recipe.select is not None:
         targets = {i.domain for i in recipe.inputs if i.role == "target"}
         if recipe.select.target not in targets:

@@ -125,7 +125,7 @@ class DedupDocuments(Section):
     ngram: int = Field(5, ge=1, le=64, description="shingle length")
     unit: Literal["words", "chars"] = Field("words", description="shingle unit; Han and kana characters count as words")
     bands: str = Field("14x8", pattern=r"^\d+x\d+$", description="LSH bands x rows per band")
-    keep: tuple[Literal["longest", "newest", "source_order", "smallest_key"], ...] = Field(
+    keep: tuple[Literal["quality", "longest", "newest", "source_order", "smallest_key"], ...] = Field(
         ("longest",), description="who stays in a group of duplicates, first rule first; ties by doc_key"
     )
     max_bucket_pairs: int = Field(

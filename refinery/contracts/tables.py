@@ -96,6 +96,7 @@ EXACT_KEYS = _schema(
     ("exact_key", pa.string(), False),
     ("num_shingles", pa.int64(), False),
     ("priority", pa.int64(), False),
+    ("quality", pa.float32(), True),
     ("num_bytes", pa.int64(), False),
     ("date", pa.string(), True),
     ("source_rank", pa.int64(), False),

@@ -62,19 +62,26 @@ class Clusters:
         }
 
 
+_KEEP_KEYS = {
+    "quality": ("quality", "descending"),
+    "longest": ("num_bytes", "descending"),
+    "newest": ("date", "descending"),
+    "source_order": ("source_rank", "ascending"),
+    "smallest_key": ("doc_key", "ascending"),
+}
+
+
 def keep_rank(nodes: pa.Table, policy: Sequence[str]) -> np.ndarray:
     """Return the place of each node in the keep order, 0 best: validation, target, replay, pool; policy; doc_key.
 
     Args:
-        nodes: columns priority, num_bytes, date, source_rank, doc_key.
-        policy: ``longest``, ``newest``, ``source_order``, ``smallest_key``, first rule first.
+        nodes: columns priority, quality, num_bytes, date, source_rank, doc_key; nulls come last.
+        policy: ``quality``, ``longest``, ``newest``, ``source_order``, ``smallest_key``, first rule first.
     """
     keys: list[tuple[str, str]] = [("priority", "ascending")]
     for rule in policy:
-        column = {"longest": "num_bytes", "newest": "date", "source_order": "source_rank", "smallest_key": "doc_key"}[
-            rule
-        ]
-        keys.append((column, "descending" if rule in ("longest", "newest") else "ascending"))
+        column, direction = _KEEP_KEYS[rule]
+        keys.append((column, direction))
     keys.append(("doc_key", "ascending"))
     unique = [(column, order, "at_end") for column, order in dict(keys).items()]
     order = pc.sort_indices(nodes, sort_keys=unique).to_numpy()

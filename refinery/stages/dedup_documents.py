@@ -50,7 +50,7 @@ from refinery.stages.workspace import (
 )
 
 NAME = "dedup_documents"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,13 @@ def keys_part(task: DedupTask, part: int) -> dict[str, Any]:
     if part_files.found_part(exact_path, print_) and part_files.found_part(bands_path, print_):
         return {"skipped": True}
     exact, bands = [EXACT_KEYS.empty_table()], [BANDS.empty_table()]
+    quality = None
+    if "quality" in task.upto:
+        quality = part_files.read_part(task.workdir, "quality", "quality", part, ["score"]).column("score")
     columns = ["doc_id", "doc_key", "text", "text_hash", "role", "split", "source", "date", "num_bytes"]
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
-        exact_rows, band_rows = _keys_of(task, piece.table)
+        scores = quality.take(pa.array(piece.rows)) if quality is not None else pa.nulls(len(piece.rows), pa.float32())
+        exact_rows, band_rows = _keys_of(task, piece.table.append_column("quality", scores))
         exact.append(exact_rows)
         bands.append(band_rows)
     part_files.write_part(exact_path, pa.concat_tables(exact), EXACT_KEYS, print_)
@@ -167,6 +171,7 @@ def _keys_of(task: DedupTask, table: pa.Table) -> tuple[pa.Table, pa.Table]:
             "exact_key": _exact_keys(views, table.column("text_hash").to_pylist(), valid, task.settings["unit"]),
             "num_shingles": signed.num_shingles,
             "priority": _priority(table),
+            "quality": table.column("quality"),
             "num_bytes": table.column("num_bytes"),
             "date": table.column("date"),
             "source_rank": pc.index_in(table.column("source"), pa.array(task.settings["sources"])).cast(pa.int64()),

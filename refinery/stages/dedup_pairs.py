@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from refinery.stages.workspace import Run
 
 STAGE = "dedup_documents"
-ORDER_COLUMNS = ("doc_id", "exact_key", "priority", "num_bytes", "date", "source_rank", "doc_key")
+ORDER_COLUMNS = ("doc_id", "exact_key", "priority", "quality", "num_bytes", "date", "source_rank", "doc_key")
 _PAIRS = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 
 

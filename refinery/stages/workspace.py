@@ -119,7 +119,7 @@ def upstream_of(run: Run, stage: str) -> tuple[tuple[str, ...], list[StageManife
     """
     upto = tuple(decision_stages(run.recipe, stage))
     manifests = [need_stage(run.workdir, s) for s in ("ingest", *upto)]
-    tables = [m.part_hashes(t) for m in manifests for t in ("documents", "language", "decisions", "cuts")]
+    tables = [m.part_hashes(t) for m in manifests for t in ("documents", "language", "quality", "decisions", "cuts")]
     seen = {p: fingerprint_of([t[p] for t in tables if p in t]) for p in tables[0]}
     return upto, manifests, seen
 
