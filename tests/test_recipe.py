@@ -177,3 +177,21 @@ def test_any_unknown_section_is_a_config_error(extra):
     if unknown:
         with pytest.raises(ConfigError, match="unknown key"):
             parse_recipe({**BASE, **unknown})
+
+
+def test_stages_that_need_a_mounted_folder_refuse_an_object_store():
+    from refinery.errors import ConfigError
+    from refinery.recipe import parse_recipe
+    from refinery.stages.pipeline import check_recipe
+
+    recipe = parse_recipe(
+        {
+            "name": "x",
+            "workdir": "s3://bucket/run",
+            "inputs": [{"source": "a", "domain": "b", "format": "jsonl", "paths": ["p"]}],
+            "tokenizer": {"train": "tokenizer/bpe-32k.yaml"},
+        }
+    )
+    check_recipe(recipe, ["ingest"])
+    with pytest.raises(ConfigError, match="mounted folder"):
+        check_recipe(recipe, ["ingest", "tokenize"])

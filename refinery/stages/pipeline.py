@@ -117,8 +117,15 @@ def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     """Check before any work what a stage would only find at its start, perhaps hours later.
 
     Raises:
-        ConfigError: an unknown preset or signal, a missing tokenizer, tokenizer recipe, classifier or host list.
+        ConfigError: an unknown preset or signal, a missing tokenizer, tokenizer recipe, classifier or host list; a
+            workdir on an object store for stages that need a mounted folder.
     """
+    mounted = [name for name in ("quality", "tokenize", "pack", "train") if name in stages]
+    if mounted and not storage.is_local(recipe.workdir):
+        raise ConfigError(
+            f"{', '.join(mounted)} need a workdir on a mounted folder, not {recipe.workdir}: models, vocabularies and "
+            "shards are read in place; mount the store, or run the stages before them there"
+        )
     if "rules" in stages:
         rules.recipe_rules(recipe)
     if "screen" in stages and recipe.screen:
