@@ -206,15 +206,20 @@ class Decontaminate(Section):
 
 
 class Tokenizer(Section):
-    """Where the tokenizer comes from: exactly one of the two."""
+    """Where the tokenizer comes from: exactly one of train, path and extend."""
 
     train: str | None = Field(None, description="path of a tokenizer recipe: train one on the kept documents")
     path: str | None = Field(None, description="folder or tokenizer.json of an existing tokenizer")
+    extend: str | None = Field(None, description="folder of an existing byte-level tokenizer that gets more tokens")
+    add: int | None = Field(None, ge=1, description="tokens that extend adds; old ids stay as they are")
+    sample_bytes: int = Field(50_000_000, ge=1, description="text that extend reads; a tokenizer recipe has its own")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Tokenizer:
-        if (self.train is None) == (self.path is None):
-            raise ValueError("give exactly one of train (a tokenizer recipe) and path (an existing tokenizer)")
+        if sum(origin is not None for origin in (self.train, self.path, self.extend)) != 1:
+            raise ValueError("give exactly one of train (a tokenizer recipe), path and extend (an existing tokenizer)")
+        if (self.extend is None) != (self.add is None):
+            raise ValueError("extend and add go together: extend names a tokenizer, add how many tokens it gets")
         return self
 
 

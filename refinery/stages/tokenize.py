@@ -12,16 +12,14 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from refinery.contracts.manifest import CountRow, StageManifest, canonical_json, fingerprint_of, merge_counts
+from refinery.contracts.manifest import CountRow, StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import TOKENIZER_SAMPLE, TOKENS
-from refinery.errors import ConfigError
-from refinery.hashing import key_prefix_uint64, sha256_hex
+from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
@@ -30,6 +28,7 @@ from refinery.recipe import Recipe
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import TALLY_COLUMNS, tally
+from refinery.stages.vocabulary import make_vocabulary, origin_of
 from refinery.stages.workspace import (
     Run,
     check_conservation,
@@ -41,10 +40,8 @@ from refinery.stages.workspace import (
 )
 from refinery.tokenization.encode import open_encoder
 from refinery.tokenization.health import health
-from refinery.tokenization.info import adopt_tokenizer, load_info, read_definition, tokenizer_folder
-from refinery.tokenization.recipe import TokenizerRecipe, load_recipe
+from refinery.tokenization.info import load_info
 from refinery.tokenization.sample import sample_mask, sample_thresholds
-from refinery.tokenization.train import train_bpe
 
 NAME = "tokenize"
 ALGORITHM_VERSION = 1
@@ -72,22 +69,25 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     """Train or take the vocabulary, then encode every surviving document."""
     started = time.monotonic()
     recipe = run_.recipe
-    if recipe.tokenizer is None:
-        raise ConfigError("the recipe has no tokenizer section; add `tokenizer: {train: ...}` or `{path: ...}`")
     upto, upstream, seen = upstream_of(run_, NAME)
     last = upstream[-1]
-    origin, recipe_slice = _origin(recipe)
+    origin = origin_of(recipe)
+    recipe_slice = origin.identity
     inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None and load_info(storage.join(recipe.workdir, NAME, "tokenizer")).sha256 == done.facts["sha256"]:
         return done
-    sample_bytes = origin.sample_bytes if isinstance(origin, TokenizerRecipe) else 0
-    thresholds = _thresholds(recipe, last.counts, sample_bytes)
+    thresholds = _thresholds(recipe, last.counts, origin.sample_bytes)
     task = TokenizeTask(recipe.workdir, recipe.seed, upto, run_.slice_rows, seen, thresholds)
     parts = sorted(seen)
     sampled = run_part_tasks(run_.spark, parts, functools.partial(sample_part, task), None)
-    folder = _vocabulary(recipe.workdir, origin, parts, fingerprint_of([r["sample"]["content_hash"] for r in sampled]))
+    place = storage.local_path(storage.join(recipe.workdir, NAME, "tokenizer"))
+    sample_print = fingerprint_of([r["sample"]["content_hash"] for r in sampled])
+    make_vocabulary(
+        place, origin, lambda: (text for _, _, text in _sample_rows(recipe.workdir, parts, "train")), sample_print
+    )
+    folder = str(place)
     info = load_info(folder)
     task = TokenizeTask(**{**task.__dict__, "tokenizer": folder, "tokenizer_sha256": info.sha256})
     results = run_part_tasks(run_.spark, parts, functools.partial(encode_part, task), run_.report_progress(NAME))
@@ -120,24 +120,7 @@ def check_origin(recipe: Recipe) -> None:
         ConfigError: it is missing or wrong.
     """
     if recipe.tokenizer is not None:
-        _origin(recipe)
-
-
-def _origin(recipe: Recipe) -> tuple[TokenizerRecipe | Path, dict[str, Any]]:
-    """Return what the vocabulary comes from, and the recipe slice that it is a function of."""
-    given = recipe.tokenizer
-    if given is None:
-        raise ConfigError("the recipe has no tokenizer section")
-    if given.path is not None:
-        folder = tokenizer_folder(given.path)
-        return folder, {"path_sha256": sha256_hex(read_definition(folder))}
-    made = load_recipe(str(given.train))
-    shares = [s.model_dump(mode="json") for s in recipe.mix.stages] if recipe.mix else []
-    return made, {
-        "train": json.loads(canonical_json(made.model_dump(mode="json"))),
-        "shares": shares,
-        "seed": recipe.seed,
-    }
+        origin_of(recipe)
 
 
 def _thresholds(recipe: Recipe, counts: list[CountRow] | Any, sample_bytes: int) -> dict[str, float]:
@@ -214,21 +197,6 @@ def _held_out(workdir: str, parts: list[int]) -> Iterator[tuple[str, str, str]]:
             budget -= len(row[2])
             if budget < 0:
                 return
-
-
-def _vocabulary(workdir: str, origin: TokenizerRecipe | Path, parts: list[int], sample_print: str) -> str:
-    """Return the folder of the run's vocabulary, trained or copied there; a vocabulary of the same sample stays."""
-    folder = storage.local_path(storage.join(workdir, NAME, "tokenizer"))
-    if not isinstance(origin, TokenizerRecipe):
-        adopt_tokenizer(origin, folder)
-        return str(folder)
-    marker = folder / "_fingerprint"
-    wanted = fingerprint_of(sample_print, json.loads(canonical_json(origin.model_dump(mode="json"))))
-    if not (marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
-        marker.unlink(missing_ok=True)
-        train_bpe((text for _, _, text in _sample_rows(workdir, parts, "train")), origin, folder)
-        storage.write_atomic(str(marker), wanted.encode())
-    return str(folder)
 
 
 def encode_part(task: TokenizeTask, part: int) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
     model: str | None = section.preset
     if section.init != "scratch":
         options["init_from"], model = str(first_weights(section.init)), None
+        options |= _vocabulary_extension(recipe)
     shards = shards_folder(recipe.workdir).absolute()
     return {
         "name": recipe.name,
@@ -57,6 +58,19 @@ def train_file(recipe: Recipe, section: Train) -> dict[str, Any]:
         "tokenizer": str((storage.local_path(recipe.workdir) / "tokenize" / "tokenizer").absolute()),
         "options": options,
     }
+
+
+def _vocabulary_extension(recipe: Recipe) -> dict[str, str]:
+    """Return the option that starts the rows of added tokens as the mean of their old pieces, if any were added."""
+    vocabulary = storage.local_path(recipe.workdir) / "tokenize" / "tokenizer"
+    source = vocabulary / "new_token_pieces.json"
+    if not source.is_file():
+        return {}
+    added = json.loads(source.read_text(encoding="utf-8"))
+    rows = {str(added["first_new_id"] + i): pieces for i, pieces in enumerate(added["pieces"])}
+    target = storage.local_path(recipe.workdir) / NAME / "vocab_extension.json"
+    storage.write_atomic(str(target), json.dumps(rows).encode())
+    return {"vocab_extension": str(target.absolute())}
 
 
 def first_weights(init: str) -> Path:

@@ -9,6 +9,7 @@ exported to `out_dir`/model in the layout that transformers loads.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -82,6 +83,8 @@ def resolve_config(model: str | dict[str, Any] | None, options: dict[str, Any], 
     shape: ModelConfig
     if model is None and options.get("init_from"):
         shape = read_hf_config(Path(options["init_from"]))
+        if source.vocab_size > shape.vocab_size:  # tokens were added: their rows come from vocab_extension
+            shape = dataclasses.replace(shape, vocab_size=-(-source.vocab_size // 64) * 64)
     elif model is None or isinstance(model, str):
         name = model or "tiny"
         preset = find_preset(name)
