@@ -221,6 +221,9 @@ def _without_special_tokens(definition: bytes) -> bytes:
     return json.dumps(parsed, ensure_ascii=False).encode()
 
 
+_CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'LL", "'Re")
+
+
 def _hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
     """Yield proof texts: the probes, awkward shapes, every special token inside text, and words of the vocabulary.
 
@@ -230,6 +233,10 @@ def _hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
     yield from PROBES
     yield ""
     yield "".join(PROBES)
+    # A contraction after a line end is where kitoken's reading of GPT-2's split pattern departs from the library's.
+    for before in ("", "\r", "\n", "\r\n", "\t", " ", "  ", "a", "1", "中", ".", "'"):
+        yield "".join(f"{before}{mark}{after} " for mark in _CONTRACTIONS for after in ("", "o", "lo", "1", "中", "'"))
+        yield from (f"{before}{mark}o" for mark in _CONTRACTIONS)
     yield from (unit * 3000 for unit in ("a", "ab", "=", " ", "\n", "中", "9", "\r\n", "e\u0301", "👍🏽"))
     for token in tokenizer.get_added_tokens_decoder().values():
         yield from (f"{token.content}", f"end {token.content} of\n{token.content}.", f"x{token.content}中")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -197,6 +197,7 @@ def foreign_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @settings(max_examples=100, deadline=None)
 @given(text=_TEXT.map(lambda text: text.replace("pad", "im_start")))
+@example(text="\r'llo")
 def test_foreign_vocabularies_give_the_librarys_ids(foreign_dir: Path, text: str) -> None:
     encoder = open_encoder(foreign_dir)
     ids = encoder.encode_text(text)
