@@ -47,7 +47,7 @@ TOKENIZER_MEMORY_PER_BYTE = 30.0
 """60 MB of mixed text took 1.8 GiB."""
 SENTENCES_PER_CORE_SECOND = 40.0
 """Embedding with MiniLM on a CPU; a GPU does thousands."""
-TRAIN_FLOPS_PER_CORE_SECOND = 7e9
+TRAIN_FLOPS_PER_CORE_SECOND = 3e10
 TRAIN_STATE_BYTES_PER_PARAM = 16
 CHECKPOINT_BYTES_PER_PARAM = 12
 """float32 weight and two moments."""
