@@ -62,18 +62,6 @@ def _with_language(
     return table.set_column(table.column_names.index("lang"), "lang", lang)
 
 
-def drop_causes(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> list[str | None]:
-    """Return for each row the first reason for which a stage of `upto` dropped it, or None."""
-    causes: list[str | None] = [None] * num_rows
-    for stage in upto:
-        table = part_files.read_part(workdir, stage, "decisions", part, ["keep", "drop_reason"])
-        keep = table.column("keep").to_pylist()
-        for row, reason in enumerate(table.column("drop_reason").to_pylist()):
-            if causes[row] is None and keep[row] is False:
-                causes[row] = reason
-    return causes
-
-
 def read_survivors(
     workdir: str, part: int, columns: Sequence[str], upto: Sequence[str], slice_rows: int
 ) -> Iterator[Survivors]:

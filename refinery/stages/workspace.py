@@ -96,11 +96,6 @@ def need_stage(workdir: str, stage: str) -> StageManifest:
     return manifest
 
 
-def input_hashes(run: Run, stages: Sequence[str]) -> dict[str, str]:
-    """Return the content hash of each upstream stage."""
-    return {stage: need_stage(run.workdir, stage).content_hash for stage in stages}
-
-
 def decision_stages(recipe: Recipe, before: str) -> list[str]:
     """Return the stages before one that decide about documents, in order."""
     deciding = {"screen", "rules", "quality", "select", "dedup_documents", "dedup_sentences", "decontaminate", "mix"}

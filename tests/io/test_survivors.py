@@ -9,7 +9,7 @@ import pytest
 from refinery.contracts.tables import CUTS, DECISIONS, DOCUMENTS, PART_SHIFT
 from refinery.errors import IntegrityError, SchemaError
 from refinery.io.parts import part_path, write_part
-from refinery.io.survivors import drop_causes, keep_mask, read_labels, read_survivors
+from refinery.io.survivors import keep_mask, read_labels, read_survivors
 
 PART = 3
 TEXTS = ["one two", "第一条　合同", "", "четыре 🙂", "five\r\nfive", "six\0", "seven"] * 3
@@ -110,12 +110,11 @@ def _pairs(workdir, upto):
     return list(zip(rows, (r["text"] for r in found), strict=True))
 
 
-def test_masks_and_causes(workdir):
+def test_masks_of_all_stages_are_joined(workdir):
     upto = ("rules", "dedup_sentences")
     mask = keep_mask(workdir, PART, len(TEXTS), upto)
-    causes = drop_causes(workdir, PART, len(TEXTS), upto)
-    assert [c is None for c in causes] == mask.tolist()
-    assert (causes[1], causes[5], causes[0], causes[2]) == ("rules.x", "rules.x", "dedup_sentences.x", None)
+    assert mask[[0, 1, 2, 5]].tolist() == [False, False, True, False]
+    assert not keep_mask(workdir, PART, len(TEXTS), ("rules",))[[1, 5]].any()
     assert keep_mask(workdir, PART, len(TEXTS), ()).all()
 
 
