@@ -67,6 +67,8 @@ class RunRecord:
     """Mean training loss of the last steps."""
     num_skipped_steps: int
     """Refused updates."""
+    num_restarts: int = 0
+    """Times that the run went back to its last good checkpoint with a lower learning rate."""
     train_flops: float
     """Model FLOPs of forward and backward, attention inside documents, no recomputation."""
     seconds: float

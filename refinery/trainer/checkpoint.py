@@ -59,7 +59,7 @@ def save_checkpoint(
         progress: counters.
         identity: what a resume must match: data hashes, model, seed.
         ranks: rank 0 writes.
-        keep: newest checkpoints to leave.
+        keep: newest checkpoints to leave; 0 = all.
     """
     name = f"step-{progress.step:08d}"
     temporary = folder / f".{name}.tmp"
@@ -140,7 +140,7 @@ def _commit(folder: Path, temporary: Path, name: str, keep: int) -> None:
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale, ignore_errors=True)
     older = sorted(path for path in folder.glob("step-*") if path.name <= name)
-    for path in older[:-keep]:
+    for path in older[: len(older) - keep if keep else 0]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -23,6 +23,7 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd", "inverse_sqrt", "rewarm")
 CHECKPOINTING = ("none", "selective", "full")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
+MOMENTS = ("float32", "bfloat16")
 
 
 def _require(condition: bool, what: str, value: object, bound: str, remedy: str) -> None:
@@ -130,8 +131,14 @@ class OptimConfig:
     """On matrices only; gains and biases are not decayed."""
     clip_norm: float = 1.0
     """Global gradient norm bound; 0 = off."""
+    moments: str = "float32"
+    """Stored type of both moments; "bfloat16" saves 4 bytes per parameter and rounds them after each step."""
 
     def __post_init__(self) -> None:
+        _require(self.moments in MOMENTS, "optim.moments", self.moments, f"one of {MOMENTS}", "choose one")
+        # a bfloat16 keeps 8 bits: with a slower second moment most of its changes would be rounded away
+        _require(self.moments == "float32" or self.beta2 <= 0.99, "optim.beta2", self.beta2,
+                 "<= 0.99 with moments in bfloat16", "use moments: float32")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)", "fix it")
         for name in ("weight_decay", "clip_norm"):
@@ -174,7 +181,21 @@ class SafetyConfig:
     max_sigmas: float = 6.0
     """Deviation over which a step is refused; 0 = only non-finite values."""
     max_skips_in_row: int = 8
-    """This many refused steps in a row stop the run."""
+    """This many refused steps in a row stop the run, or send it back to its last good checkpoint."""
+    max_rise_nats: float = 0.0
+    """So far the mean loss of 32 accepted steps may rise above its lowest; more = diverged. 0 = not looked at."""
+    max_restarts: int = 0
+    """Times that a run may go back to its last good checkpoint with a lower rate; 0 = it stops instead."""
+    restart_lr_factor: float = 0.5
+    """The learning rate of all later steps is multiplied by this at each restart (OPT, 2205.01068 section 2.5)."""
+
+    def __post_init__(self) -> None:
+        for name in ("window_steps", "max_skips_in_row"):
+            _require(getattr(self, name) >= 1, f"safety.{name}", getattr(self, name), ">= 1", "give a positive number")
+        for name in ("max_sigmas", "max_rise_nats", "max_restarts", "min_history_steps"):
+            _require(getattr(self, name) >= 0, f"safety.{name}", getattr(self, name), ">= 0", "use 0 for off")
+        _require(0 < self.restart_lr_factor <= 1, "safety.restart_lr_factor", self.restart_lr_factor, "in (0, 1]",
+                 "use 0.5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,6 +279,8 @@ class TrainConfig:
     """Ask torch for deterministic algorithms on CPU."""
     log_every_steps: int = 1
     """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events into tensorboard/; needs that package."""
     profile: tuple[int, int] | None = None
     """[a, b): steps traced with torch.profiler into profile.json."""
 

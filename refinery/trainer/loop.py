@@ -31,6 +31,7 @@ from refinery.trainer.metrics import JsonLines
 from refinery.trainer.model import Decoder, fill_parameters, initial_values
 from refinery.trainer.optim import build_optimizer
 from refinery.trainer.parallel import Ranks, join_ranks, place_model
+from refinery.trainer.recovery import go_back
 from refinery.trainer.reporting import account, is_due, run_record, validate
 from refinery.trainer.safety import SpikeGuard
 from refinery.trainer.schedule import learning_rate
@@ -71,9 +72,9 @@ def train(
     if ranks.is_main:
         write_run_record(record, out_dir / "run.json")
     if status == "failed":
-        raise DataError(f"{run.guard.skips_in_row} updates in a row were refused, the bound is "
-                        f"{config.safety.max_skips_in_row}; see {out_dir}/anomalies.jsonl for rows and documents, "
-                        "lower schedule.max_lr and resume from the last checkpoint")
+        raise DataError(f"{run.guard.trouble}, after {run.counters.restarts} of {config.safety.max_restarts} restarts; "
+                        f"see {out_dir}/anomalies.jsonl for rows and documents, lower schedule.max_lr or allow "
+                        "safety.max_restarts, and resume from the last checkpoint")
     return record
 
 
@@ -154,6 +155,8 @@ def _run_steps(run: Run, stop: threading.Event) -> str:
     clock = Clock(counters.seconds)
     if counters.step == 0:
         validate(run, rate=0.0, clock=clock)
+        if config.safety.max_restarts:
+            _save(run, clock)
     steps, row = [], counters.next_row
     for step in range(counters.step, config.steps):
         num_rows = rows_in_batch(config.batch_tokens_at(step), run.source.sequence_length, run.ranks.world_size)
@@ -173,7 +176,7 @@ def _run_steps(run: Run, stop: threading.Event) -> str:
             result = train_step(run, rows)
             advance_profile()
             account(run, rows, result, clock)
-            if run.guard.should_stop:
+            if run.guard.trouble and not _went_back(run, clock):
                 counters.seconds = clock.total()
                 return "failed"
             if is_due(config.evaluate.every_steps, counters.step) or counters.step == config.steps:
@@ -183,20 +186,33 @@ def _run_steps(run: Run, stop: threading.Event) -> str:
             if run.ranks.any(stop.is_set()):
                 status = "stopped"
             last = status != "finished" or counters.step == config.steps
-            if last or is_due(config.checkpoint.every_steps, counters.step):
+            if last or (is_due(config.checkpoint.every_steps, counters.step) and _worth_keeping(run)):
                 _save(run, clock)
             if last:
                 break
     return status
 
 
+def _went_back(run: Run, clock: Clock) -> bool:
+    """Go back to the last good weights and save that state; False where the run has to end."""
+    if not go_back(run, run.guard.trouble):
+        return False
+    _save(run, clock)
+    return True
+
+
+def _worth_keeping(run: Run) -> bool:
+    """Say whether this moment may replace older checkpoints: not one of a trouble that a restart would undo."""
+    return run.guard.is_healthy or run.counters.restarts >= run.config.safety.max_restarts
+
+
 def _save(run: Run, clock: Clock) -> None:
-    """Write a checkpoint of this moment."""
+    """Write a checkpoint of this moment; one of a bad moment pushes no good one out."""
     run.counters.seconds = clock.total()
     progress = run.counters.to_progress(run.guard, run.counters.seconds)
     identity = run_identity(run.config, run.source, run.counters.next_row)
     save_checkpoint(run.out_dir / "checkpoints", run.model, run.optimizer, progress, identity, run.ranks,
-                    run.config.checkpoint.keep)
+                    run.config.checkpoint.keep if _worth_keeping(run) else 0)
     clock.reset()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +17,51 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """Names torch gives AdamW's first and second moment."""
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return fused AdamW over two groups: tensors of two or more dimensions are decayed, gains and biases are not."""
+class RoundedAdamW(torch.optim.Optimizer):
+    """AdamW whose moments are kept in bfloat16: float32 arithmetic, rounded to the nearest when stored.
+
+    torch's own takes moments of the parameter's type only. The formula and the order of operations are those of
+    `torch.optim.AdamW` (Loshchilov & Hutter 1711.05101, algorithm 2).
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), device=parameter.device)
+                    for moment in MOMENTS:
+                        state[moment] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+                state["step"] += 1
+                first = state["exp_avg"].float().lerp_(parameter.grad, 1 - beta1)
+                second = state["exp_avg_sq"].float().mul_(beta2).addcmul_(
+                    parameter.grad, parameter.grad, value=1 - beta2)
+                state["exp_avg"].copy_(first)
+                state["exp_avg_sq"].copy_(second)
+                correction1, correction2 = 1 - beta1 ** state["step"], 1 - beta2 ** state["step"]
+                scale = (second / correction2).sqrt_().add_(group["eps"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(group["lr"] / correction1 * first / scale)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return AdamW over two groups: tensors of two or more dimensions are decayed, gains and biases are not."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.moments == "bfloat16":
+        return RoundedAdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
@@ -77,6 +116,7 @@ def restore_optimizer(
             # fused AdamW on CUDA wants its step counter on the device
             state = {"step": read(f"step:{name}").to(parameter.device)}
             for moment in MOMENTS:
-                state[moment] = torch.zeros_like(parameter)
+                kept = torch.bfloat16 if isinstance(optimizer, RoundedAdamW) else torch.float32
+                state[moment] = torch.zeros_like(parameter, dtype=kept)
                 shard_like(read(f"{moment}:{name}"), parameter, state[moment])
             optimizer.state[parameter] = state

@@ -43,10 +43,7 @@ def account(run: Run, rows: StepRows, result: StepResult, clock: Clock) -> None:
     else:
         counters.recent_losses = [*counters.recent_losses[-31:], result.loss]
     if run.metrics is not None and (is_due(config.log_every_steps, counters.step) or counters.step == config.steps):
-        line = _metrics_line(run, result, clock)
-        run.metrics.write(line)
-        if run.progress is not None:
-            run.progress(line)
+        run.tell(_metrics_line(run, result, clock))
         clock.reset()
 
 
@@ -69,20 +66,25 @@ def _metrics_line(run: Run, result: StepResult, clock: Clock) -> dict[str, Any]:
 
 
 def _log_anomaly(run: Run, rows: StepRows, result: StepResult) -> None:
-    """Name the rows and documents of a refused step; the whole global batch, whatever this rank's share."""
+    """Name the rows and documents of a refused step; the whole global batch, whatever this rank's share.
+
+    A document's hash is the first 16 digits of its key, which is all that `refinery explain` needs.
+    """
     log.warning("step %d refused: %s (loss %.4g, gradient norm %.4g)",
                 rows.step + 1, result.refused, result.loss, result.norm)
     if run.anomalies is None:
         return
     batch = run.source.batch(rows.first_row, rows.num_rows)
+    segments = batch.segments
+    rows_told = [
+        {"row": int(batch.k[i]), "stream": run.source.streams[int(batch.streams[i])],
+         "loss_nats": result.row_losses[i],
+         "doc_hashes": [f"{int(value):016x}" for value in segments.doc_hash[segments.row(i)] if value]}
+        for i in range(rows.num_rows)]
     run.anomalies.write({
-        "step": rows.step + 1, "reason": result.refused, "loss": result.loss, "gradient_norm": result.norm,
-        "learning_rate": result.rate, "first_row": rows.first_row, "num_rows": rows.num_rows,
-        "stream_losses": result.stream_losses,
-        "rows": [{"row": int(batch.k[i]), "stream": run.source.streams[int(batch.streams[i])],
-                  "doc_hashes": [f"{int(value):016x}" for value in batch.segments.doc_hash[batch.segments.row(i)]]}
-                 for i in range(rows.num_rows)],
-    })
+        "kind": "refused", "step": rows.step + 1, "reason": result.refused, "loss": result.loss,
+        "gradient_norm": result.norm, "learning_rate": result.rate, "first_row": rows.first_row,
+        "num_rows": rows.num_rows, "stream_losses": result.stream_losses, "rows": rows_told})
 
 
 def validate(run: Run, *, rate: float, clock: Clock) -> None:
@@ -96,11 +98,7 @@ def validate(run: Run, *, rate: float, clock: Clock) -> None:
             bits_per_byte=measured.bits_per_byte, target_tokens=measured.target_tokens, learning_rate=rate,
             replay_frac=replay / counters.tokens if counters.tokens else 0.0)
         counters.points.append(point)
-        if run.metrics is not None:
-            line = {"kind": "eval", **asdict(point)}
-            run.metrics.write(line)
-            if run.progress is not None:
-                run.progress(line)
+        run.tell({"kind": "eval", **asdict(point)})
     if run.ranks.is_main and run.validation:
         write_forgetting(counters.points, run.out_dir / "forgetting.json")
     clock.reset()
@@ -114,7 +112,7 @@ def run_record(run: Run, name: str, status: str) -> RunRecord:
     return RunRecord(
         name=name, status=status, init=config.init_from or "scratch", num_params=config.model.num_params,
         num_non_embedding_params=config.model.num_non_embedding_params, steps=counters.step, tokens=counters.tokens,
-        sequence_length=run.source.sequence_length, num_skipped_steps=counters.skipped,
+        sequence_length=run.source.sequence_length, num_skipped_steps=counters.skipped, num_restarts=counters.restarts,
         final_train_loss_nats=sum(recent) / len(recent) if recent else 0.0, train_flops=counters.flops,
         seconds=counters.seconds, points=tuple(counters.points), stream_tokens=dict(counters.stream_tokens),
         data=run.source.describe(counters.next_row), config=config.to_dict(),

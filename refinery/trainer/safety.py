@@ -2,7 +2,8 @@
 
 The rule is OLMo's skip-step: more than 6 standard deviations above the mean of the last 128 accepted steps. A refused
 update is not applied at all (multiplying by zero would keep a NaN), the data goes on to the next rows, and the
-anomaly log names step, rows and documents.
+anomaly log names step, rows and documents. Too many refusals in a row, or a mean loss well above its lowest, mean that
+the run cannot go on: it stops, or goes back to its last good checkpoint (`recovery`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from refinery.trainer.config import SafetyConfig
 MIN_SIGMA_FRAC = 0.005
 """Floor of sigma as a share of the mean: a very smooth stretch must not make ordinary noise a spike."""
 
+RISE_STEPS = 32
+"""Accepted steps whose mean loss is compared with the lowest such mean of the run."""
+
 
 class SpikeGuard:
     """Window of accepted losses and gradient norms; plain numbers, so a checkpoint holds it exactly."""
@@ -26,6 +30,7 @@ class SpikeGuard:
         self.losses: deque[float] = deque(maxlen=config.window_steps)
         self.norms: deque[float] = deque(maxlen=config.window_steps)
         self.skips_in_row = 0
+        self.lowest_mean = math.inf
 
     def reason_to_refuse(self, loss: float, norm: float) -> str:
         """Judge one step and remember it; "" means accept.
@@ -41,6 +46,7 @@ class SpikeGuard:
             self.skips_in_row = 0
             self.losses.append(loss)
             self.norms.append(norm)
+            self.lowest_mean = min(self.lowest_mean, self._recent_mean())
         return reason
 
     def _judge(self, loss: float, norm: float) -> str:
@@ -57,17 +63,40 @@ class SpikeGuard:
                 return f"{name}_spike"
         return ""
 
+    def _recent_mean(self) -> float:
+        recent = list(self.losses)[-RISE_STEPS:]
+        return fmean(recent) if len(recent) == RISE_STEPS else math.inf
+
+    def _rise(self) -> float:
+        """Return how far the recent mean loss is above the lowest, nats; 0 before there is one."""
+        return 0.0 if math.isinf(self.lowest_mean) else self._recent_mean() - self.lowest_mean
+
     @property
-    def should_stop(self) -> bool:
-        """True when too many updates in a row were refused."""
-        return self.skips_in_row >= self.config.max_skips_in_row
+    def trouble(self) -> str:
+        """Why the run cannot go on like this; "" if it can."""
+        if self.skips_in_row >= self.config.max_skips_in_row:
+            return f"{self.skips_in_row} updates in a row were refused, the bound is {self.config.max_skips_in_row}"
+        if 0 < self.config.max_rise_nats < self._rise():
+            return (f"the mean loss of {RISE_STEPS} steps is {self._rise():.3f} nats above its lowest, the bound is "
+                    f"{self.config.max_rise_nats}")
+        return ""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether weights of this moment are worth going back to: nothing just refused, not half way to diverged."""
+        return self.skips_in_row == 0 and (
+            self.config.max_rise_nats <= 0 or self._rise() <= self.config.max_rise_nats / 2)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the window as JSON values; floats survive JSON exactly."""
-        return {"losses": list(self.losses), "norms": list(self.norms), "skips_in_row": self.skips_in_row}
+        lowest = None if math.isinf(self.lowest_mean) else self.lowest_mean
+        return {"losses": list(self.losses), "norms": list(self.norms), "skips_in_row": self.skips_in_row,
+                "lowest_mean": lowest, "healthy": self.is_healthy}
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Take over a window saved by `to_dict`."""
-        self.losses.extend(values["losses"])
-        self.norms.extend(values["norms"])
+        """Take over a window saved by `to_dict`, in place of the present one."""
+        for window, name in ((self.losses, "losses"), (self.norms, "norms")):
+            window.clear()
+            window.extend(values[name])
         self.skips_in_row = values["skips_in_row"]
+        self.lowest_mean = math.inf if values.get("lowest_mean") is None else values["lowest_mean"]

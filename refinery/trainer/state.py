@@ -32,6 +32,9 @@ class Counters:
     flops: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
+    restarts: int = 0
+    rate_factor: float = 1.0
+    """Product of the cuts of all restarts; every learning rate is multiplied by it."""
     stream_tokens: dict[str, int] = field(default_factory=dict)
     recent_losses: list[float] = field(default_factory=list)
     points: list[LossPoint] = field(default_factory=list)
@@ -67,6 +70,13 @@ class Run:
     anomalies: JsonLines | None = None
     progress: ProgressCallback | None = None
 
+    def tell(self, line: dict[str, Any]) -> None:
+        """Write a metrics line and show it; does nothing on ranks that do not write."""
+        if self.metrics is not None:
+            self.metrics.write(line)
+            if self.progress is not None:
+                self.progress(line)
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -79,6 +89,8 @@ class StepResult:
     stream_losses: dict[str, float]
     stream_tokens: dict[str, int]
     attended_pairs: int
+    row_losses: tuple[float, ...] = ()
+    """Mean nats of each row of the global batch, in its order; only of a refused step."""
 
 
 class Clock:

@@ -8,7 +8,7 @@ from refinery.trainer.attention import plan_attention
 from refinery.trainer.data import StepRows
 from refinery.trainer.loss import IGNORE, LossSums
 from refinery.trainer.optim import clip_gradients, gradient_norm, set_learning_rate
-from refinery.trainer.parallel import sync_gradients
+from refinery.trainer.parallel import Ranks, sync_gradients
 from refinery.trainer.schedule import learning_rate
 from refinery.trainer.state import Run, StepResult
 
@@ -17,10 +17,11 @@ def train_step(run: Run, rows: StepRows) -> StepResult:
     """Compute the gradient of one global batch, judge it, and apply it unless refused."""
     config, ranks, local = run.config, run.ranks, rows.local
     length = local.tokens.shape[1]
-    rate = learning_rate(config.schedule, rows.step, config.steps)
+    rate = learning_rate(config.schedule, rows.step, config.steps) * run.counters.rate_factor
     counts = torch.tensor([local.num_targets, local.attended_pairs], dtype=torch.float64, device=ranks.device)
     num_targets, pairs = ranks.sum(counts).tolist()
     sums_S2 = torch.zeros(len(run.source.streams), 3, dtype=torch.float64, device=ranks.device)
+    local_rows: list[torch.Tensor] = []
     run.optimizer.zero_grad(set_to_none=True)
     for start in range(0, len(local.tokens), config.micro_batch_rows):
         part = local.rows(start, start + config.micro_batch_rows)
@@ -34,6 +35,7 @@ def train_step(run: Run, rows: StepRows) -> StepResult:
         row_sums = torch.stack((
             out.nll.view(labels.shape).double().sum(1), (labels != IGNORE).sum(1).double(),
             torch.full((len(labels),), float(length), dtype=torch.float64, device=ranks.device)), dim=1)
+        local_rows.append(row_sums)
         sums_S2.index_add_(0, torch.from_numpy(part.streams).to(ranks.device), row_sums)
     norm_tensor = gradient_norm(run.model)
     norm = float(norm_tensor)
@@ -45,6 +47,14 @@ def train_step(run: Run, rows: StepRows) -> StepResult:
         set_learning_rate(run.optimizer, rate)
         run.optimizer.step()
     named = list(zip(run.source.streams, table, strict=True))
+    row_losses = _row_losses(torch.cat(local_rows), rows, ranks) if refused else ()
     return StepResult(
         loss, norm, rate, refused, {s: nll / n for s, (nll, n, _) in named if n},
-        {s: int(tokens) for s, (_, _, tokens) in named if tokens}, int(pairs))
+        {s: int(tokens) for s, (_, _, tokens) in named if tokens}, int(pairs), row_losses)
+
+
+def _row_losses(local_R3: torch.Tensor, rows: StepRows, ranks: Ranks) -> tuple[float, ...]:
+    """Return the mean nats of every row of the global batch; each rank knows its own share, every world_size-th row."""
+    table = torch.zeros(rows.num_rows, 2, dtype=torch.float64, device=ranks.device)
+    table[ranks.rank :: ranks.world_size] = local_R3[:, :2]
+    return tuple(nll / n if n else 0.0 for nll, n in ranks.sum(table).tolist())

@@ -19,8 +19,11 @@ from refinery.contracts.runs import read_run_record
 from refinery.errors import ConfigError, DataError, IntegrityError, TransientError
 from refinery.trainer import checkpoint as checkpoint_module
 from refinery.trainer import model as model_module
+from refinery.trainer import reporting
 from refinery.trainer.checkpoint import find_latest, load_model, read_state
 from refinery.trainer.config import CheckpointConfig, EvalConfig, OptimConfig, SafetyConfig, ScheduleConfig
+from refinery.trainer.data import model_rows
+from refinery.trainer.evaluate import StreamLoss
 from refinery.trainer.hf import export_hf
 from refinery.trainer.loop import train
 from refinery.trainer.loss import LossSums
@@ -150,8 +153,9 @@ def test_nan_never_reaches_the_weights_and_names_its_documents(source, tmp_path,
     assert (anomaly["step"], anomaly["reason"]) == (3, "loss_not_finite")
     rows = source.batch(16, 8)
     assert [row["row"] for row in anomaly["rows"]] == list(range(16, 24))
-    expected = [f"{int(value):016x}" for value in rows.segments.doc_hash[rows.segments.row(0)]]
+    expected = [f"{int(value):016x}" for value in rows.segments.doc_hash[rows.segments.row(0)] if value]
     assert anomaly["rows"][0]["doc_hashes"] == expected
+    assert anomaly["rows"][0]["stream"] == source.streams[int(rows.streams[0])]
 
 
 def test_a_run_of_refused_steps_stops(source, tmp_path, poison):
@@ -161,6 +165,65 @@ def test_a_run_of_refused_steps_stops(source, tmp_path, poison):
         train(config, source, tmp_path)
     assert read_run_record(tmp_path / "run.json").status == "failed"
     assert len(read_json_lines(tmp_path / "anomalies.jsonl")) == 3
+
+
+RESTARTS = SafetyConfig(max_skips_in_row=2, max_restarts=1, restart_lr_factor=0.25)
+
+
+def test_a_run_of_refused_steps_goes_back_with_a_lower_rate(source, tmp_path, poison):
+    poison(4, 5)  # steps 5 and 6; the checkpoint before them is that of step 4
+    config = tiny_config(safety=RESTARTS, checkpoint=CheckpointConfig(every_steps=2, keep=9),
+                         schedule=ScheduleConfig(kind="constant", max_lr=1e-3))
+    record = train(config, source, tmp_path)
+    assert (record.status, record.steps, record.num_restarts, record.num_skipped_steps) == ("finished", 8, 1, 2)
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    rates = {line["step"]: line["learning_rate"] for line in lines if line["kind"] == "train"}
+    assert [rates[step] for step in range(1, 9)] == pytest.approx([1e-3] * 6 + [2.5e-4] * 2)
+    [restart] = [line for line in lines if line["kind"] == "restart"]
+    assert restart == read_json_lines(tmp_path / "anomalies.jsonl")[-1]
+    assert (restart["step"], restart["checkpoint_step"], restart["rows_left_out"]) == (6, 4, [32, 48])
+    folder = tmp_path / "checkpoints"
+    weights = {step: load_file(folder / f"step-{step:08d}" / "tensors-00000.safetensors") for step in (4, 6, 8)}
+    assert same(weights[4], weights[6])
+    assert not same(weights[6], weights[8])
+    # rows went on: the last two steps read what an undisturbed run reads there
+    assert read_state(folder / "step-00000008")["next_row"] == 64
+
+
+def test_restarts_are_bounded_and_need_permission(source, tmp_path, poison):
+    poison(2, 3, 4, 5, 6, 7)
+    with pytest.raises(DataError, match=r"2 updates in a row were refused.* after 1 of 1 restarts"):
+        train(tiny_config(safety=RESTARTS), source, tmp_path)
+    assert read_run_record(tmp_path / "run.json").num_restarts == 1
+
+
+def test_divergence_goes_back_too(source, tmp_path, monkeypatch):
+    kinds = iter([5.0] * 34 + [7.0] * 9)
+    monkeypatch.setattr(
+        SpikeGuard, "reason_to_refuse", lambda self, loss, norm, judge=SpikeGuard.reason_to_refuse:
+        judge(self, next(kinds, 5.0), norm))
+    safety = SafetyConfig(max_rise_nats=0.5, max_restarts=3, max_sigmas=0, restart_lr_factor=0.5)
+    record = train(tiny_config(steps=48, safety=safety, checkpoint=CheckpointConfig(every_steps=2)), source, tmp_path)
+    [restart] = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if line["kind"] == "restart"]
+    # nine losses of 7 lift the mean of 32 by 0.5625 at step 43; at step 38 it is 0.25 above: that one is still good
+    assert (restart["step"], restart["checkpoint_step"]) == (43, 38)
+    assert record.num_restarts == 1
+
+
+@pytest.mark.parametrize("stopped_after", [3, 6, 7])
+def test_a_run_that_went_back_resumes_bit_equal(source, tmp_path, bad_rows, stopped_after):
+    bad_rows(32, 48)
+    config = tiny_config(steps=10, safety=RESTARTS, checkpoint=CheckpointConfig(every_steps=4))
+    whole = train(config, source, tmp_path / "whole")
+    assert whole.num_restarts == 1
+    first = train(config, source, tmp_path / "parts", progress=stop_at(stopped_after))
+    assert first.status == "stopped"
+    second = train(config, source, tmp_path / "parts")
+    assert (second.status, second.num_restarts, second.num_skipped_steps) == ("finished", 1, 2)
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+    kinds = [[(line["kind"], line["step"]) for line in read_json_lines(tmp_path / name / "metrics.jsonl")]
+             for name in ("whole", "parts")]
+    assert kinds[0] == kinds[1]
 
 
 def test_guard_refuses_spikes_only_with_history():
@@ -176,6 +239,44 @@ def test_guard_refuses_spikes_only_with_history():
     again = SpikeGuard(guard.config)
     again.restore(json.loads(json.dumps(guard.to_dict())))
     assert again.to_dict() == guard.to_dict()
+
+
+def test_guard_sees_a_slow_divergence():
+    guard = SpikeGuard(SafetyConfig(max_rise_nats=0.5, max_sigmas=0))
+    for step in range(40):
+        assert guard.reason_to_refuse(4.0 - 0.01 * step, 1.0) == ""
+    assert guard.is_healthy
+    lowest, step, loss = np.inf, 0, 3.6
+    while not guard.trouble:
+        loss, step = loss + 0.05, step + 1
+        assert guard.reason_to_refuse(loss, 1.0) == ""
+        recent = np.mean(list(guard.losses)[-32:])
+        lowest = min(lowest, recent)
+        assert bool(guard.trouble) == (recent > lowest + 0.5)
+        assert guard.is_healthy == (recent <= lowest + 0.25)
+    assert step > 10
+    again = SpikeGuard(guard.config)
+    again.restore(json.loads(json.dumps(guard.to_dict())))
+    assert again.trouble == guard.trouble
+
+
+@pytest.fixture
+def bad_rows(monkeypatch, source):
+    """Make the loss of any training batch that holds one of the rows [first, last) NaN, whoever reads it when."""
+
+    def mark(first, last):
+        original = model_module.chunked_cross_entropy
+        wanted = {row.tobytes() for row in model_rows(source.batch(first, last - first), doc_mask=True).labels}
+
+        def poisoned(hidden, head, labels, **kwargs):
+            sums = original(hidden, head, labels, **kwargs)
+            hit = any(row.tobytes() in wanted for row in labels.view(-1, LENGTH).numpy())
+            return LossSums(sums.total * float("nan"), sums.nll * float("nan")) if hit and torch.is_grad_enabled() \
+                else sums
+
+        monkeypatch.setattr(model_module, "chunked_cross_entropy", poisoned)
+
+    return mark
 
 
 class Killed(BaseException):
@@ -306,15 +407,34 @@ def test_a_run_longer_than_its_plan_is_refused(source, tmp_path):
         train(tiny_config(), replace(source, total_rows=20), tmp_path)
 
 
-def test_early_stop_and_batch_ramp(source, tmp_path):
+def test_batch_ramp(source, tmp_path):
+    config = tiny_config(steps=6, batch_ramp=((0, 2 * LENGTH), (4, 4 * LENGTH)))
+    train(config, source, tmp_path)
+    lines = [line for line in read_json_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    assert [line["tokens"] for line in lines] == [128, 256, 384, 512, 768, 1024]
+
+
+def test_early_stop_ends_at_the_right_step_and_saves(source, tmp_path, monkeypatch):
+    losses = iter([9.0, 5.0, 4.0, 4.5, 4.0, 3.0])
+    monkeypatch.setattr(reporting, "stream_loss", lambda *a, **k: StreamLoss(next(losses), None, 7))
     config = tiny_config(
-        steps=30, batch_ramp=((0, 2 * LENGTH), (4, 4 * LENGTH)), schedule=ScheduleConfig(kind="constant", max_lr=1e-9),
-        optim=OptimConfig(weight_decay=0.0),
-        evaluate=EvalConfig(every_steps=1, early_stop_stream="law", patience=2, max_rows=2, streams=("law",)))
+        steps=30, evaluate=EvalConfig(every_steps=3, early_stop_stream="law", patience=2, streams=("law",)))
     record = train(config, source, tmp_path)
-    assert record.status in ("early_stop", "finished")
-    tokens = [line["tokens"] for line in read_json_lines(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
-    assert tokens[:5] == [128, 256, 384, 512, 768][: len(tokens)]
+    # best at step 6; 4.5 at 9 and an equal 4.0 at 12 are two validations without a lower one
+    assert (record.status, record.steps) == ("early_stop", 12)
+    found = find_latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert read_state(found)["step"] == 12
+
+
+def test_a_stream_that_stops_improving_ends_the_run(source, tmp_path):
+    config = tiny_config(
+        steps=30, schedule=ScheduleConfig(kind="constant", max_lr=1e-12), optim=OptimConfig(weight_decay=0.0),
+        evaluate=EvalConfig(every_steps=1, early_stop_stream="law", patience=3, max_rows=2, streams=("law",)))
+    record = train(config, source, tmp_path)
+    assert record.status == "early_stop"
+    best = min(range(len(record.points)), key=lambda i: record.points[i].loss_nats)
+    assert record.steps == best + 3
 
 
 def test_profile_is_written(source, tmp_path):

@@ -16,7 +16,7 @@ from refinery.trainer.data import RowBatch, model_rows, prefetch_steps, rows_in_
 from refinery.trainer.loss import IGNORE, chunked_cross_entropy
 from refinery.trainer.metrics import effective_flops, palm_flops_per_token
 from refinery.trainer.model import Decoder, fill_parameters, initial_values
-from refinery.trainer.optim import build_optimizer
+from refinery.trainer.optim import MOMENTS, build_optimizer, set_learning_rate
 from refinery.trainer.sample import continue_tokens
 from tests.trainer.tiny_runs import LENGTH, VOCAB, memory_source, tiny_model
 
@@ -149,6 +149,33 @@ def test_only_matrices_decay():
     assert free["weight_decay"] == 0.0
     assert all(p.ndim == 2 for p in decayed["params"])
     assert all(p.ndim == 1 for p in free["params"])
+
+
+def updates(config: OptimConfig, seeds: range) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+    model = torch.nn.Linear(16, 8)
+    with torch.no_grad():
+        model.weight.copy_(torch.linspace(-1, 1, 128).view(8, 16))
+    optimizer = build_optimizer(model, config)
+    set_learning_rate(optimizer, 1e-2)
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return model.weight.detach(), optimizer
+
+
+def test_moments_in_bfloat16_follow_the_full_ones():
+    full, _ = updates(OptimConfig(), range(30))
+    rounded, optimizer = updates(OptimConfig(moments="bfloat16"), range(30))
+    assert {state[moment].dtype for state in optimizer.state.values() for moment in MOMENTS} == {torch.bfloat16}
+    moved = full - torch.linspace(-1, 1, 128).view(8, 16)
+    # nothing is rounded in the first step; after thirty, each of them by 2^-9 at most
+    assert torch.allclose(*(updates(OptimConfig(moments=kind), range(1))[0] for kind in ("float32", "bfloat16")),
+                          atol=1e-7)
+    assert 0 < (rounded - full).norm() < 0.01 * moved.norm()
+    with pytest.raises(ConfigError, match="beta2"):
+        OptimConfig(moments="bfloat16", beta2=0.999)
 
 
 def test_flop_formula_equals_the_counter():
