@@ -17,6 +17,7 @@ import typer
 
 from refinery import forecast
 from refinery.cli_plan import plan_app
+from refinery.cli_retune import retune
 from refinery.contracts.manifest import StageManifest
 from refinery.errors import ConfigError, RefineryError, exit_code_of
 from refinery.forecast_text import actual_text, full_text, short_text
@@ -34,6 +35,7 @@ app = typer.Typer(
 export_app = typer.Typer(help="Write shards in the layout of another trainer.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 app.add_typer(plan_app, name="plan")
+app.command()(retune)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")]

@@ -109,6 +109,18 @@ def found_part(path: str, fingerprint: str) -> PartFile | None:
     return PartFile(rows, _content_hash(memoryview(data), bare, rows), len(data), json.loads(metadata[_RESULT]))
 
 
+def part_fingerprint(path: str) -> str | None:
+    """Return the fingerprint in a part's footer; None where there is no readable part. Reads the footer alone."""
+    if not storage.exists(path):
+        return None
+    with storage.open_input(path) as file:
+        try:
+            metadata = pq.read_schema(file).metadata or {}
+        except (pa.ArrowInvalid, OSError):
+            return None
+    return metadata.get(_FINGERPRINT, b"").decode() or None
+
+
 def _content_hash(data: memoryview, schema: pa.Schema, rows: int) -> str:
     footer_bytes = int.from_bytes(data[-8:-4], "little")
     hasher = xxhash.xxh3_128(f"{[(f.name, str(f.type)) for f in schema]}:{rows}".encode())

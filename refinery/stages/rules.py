@@ -86,15 +86,14 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     started = time.monotonic()
     recipe = run_.recipe
     rules, masks = recipe_rules(recipe)
-    upto, upstream, seen = upstream_of(run_, NAME)
-    recipe_slice = {"rules": [rule._asdict() | {"langs": list(rule.langs)} for rule in rules], "masks": masks}
+    _, upstream, seen = upstream_of(run_, NAME)
+    recipe_slice = _recipe_slice(rules, masks)
     inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    task = RulesTask(recipe.workdir, rules, masks, upto, run_.slice_rows, seen, fingerprint_of(recipe_slice))
-    work = functools.partial(rules_part, task)
+    work = functools.partial(rules_part, rules_task(run_))
     results = run_part_tasks(run_.spark, sorted(seen), work, run_.report_progress(NAME))
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, upstream[-1].counts, counts)
@@ -116,6 +115,22 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     return commit_stage(run_, manifest, started)
 
 
+def rules_task(run_: Run) -> RulesTask:
+    """Return what the part tasks of a run's recipe need.
+
+    Raises:
+        ConfigError: as `recipe_rules`, or a stage before this one has not been run.
+    """
+    rules, masks = recipe_rules(run_.recipe)
+    upto, _, seen = upstream_of(run_, NAME)
+    identity = fingerprint_of(_recipe_slice(rules, masks))
+    return RulesTask(run_.workdir, rules, masks, upto, run_.slice_rows, seen, identity)
+
+
+def _recipe_slice(rules: tuple[Rule, ...], masks: dict[str, int]) -> dict[str, Any]:
+    return {"rules": [rule._asdict() | {"langs": list(rule.langs)} for rule in rules], "masks": masks}
+
+
 def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     """Make sure that one part has its signals and its decisions."""
     signals_print = fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part])
@@ -127,7 +142,7 @@ def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     path = part_files.part_path(task.workdir, NAME, "decisions", part)
     decisions_file = part_files.found_part(path, decisions_print)
     if decisions_file is None:
-        table, result = _decide(task, part)
+        table, result = decide_part(task, part)
         decisions_file = part_files.write_part(path, table, DECISIONS, decisions_print, result)
     return {
         **decisions_file.result,
@@ -152,7 +167,11 @@ def _compute_signals(task: RulesTask, part: int) -> pa.Table:
     return pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
 
 
-def _decide(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
+def decide_part(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
+    """Decide one part from its stored signals.
+
+    Returns: (the decisions table, counts by outcome and by rule).
+    """
     table = part_files.read_part(task.workdir, NAME, "signals", part)
     documents = read_labels(task.workdir, part, list(TALLY_COLUMNS), task.upto)
     entered = keep_mask(task.workdir, part, table.num_rows, task.upto)
