@@ -57,8 +57,8 @@ def main() -> int:
         folder = Path(name)
         _documents(folder / "made.jsonl", options.documents)
         done = run_recipe(Run(_recipe(folder, ["gopher"])), stages=["ingest", "rules"])
-        preset = {"name": "longer", "doc": "of the benchmark",
-                  "rules": [{"name": "words", "signal": "num_words", "min": 80, "source": "of the benchmark"}]}  # fmt: skip
+        rule = {"name": "words", "signal": "num_words", "min": 80, "source": "of the benchmark"}
+        preset = {"name": "longer", "doc": "of the benchmark", "rules": [rule]}
         (folder / "longer.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
         started, cpu = time.monotonic(), time.process_time()
         found = plan_retune(_recipe(folder, ["gopher", str(folder / "longer.yaml")]))

@@ -63,5 +63,5 @@ def retuning_text(found: Retuning, recipe: str, *, committed: bool) -> str:
         joins = ", and its joins over all parts" if redo.whole else ""
         lines.append(f"  {redo.stage:<16} {len(redo.parts)} of {found.num_parts} parts{joins}")
     if not committed:
-        lines.append(f"\nNothing is written yet. Go on with: refinery retune {recipe} --commit, or refinery run {recipe}")
+        lines.append(f"\nNothing is written yet. Go on with: refinery retune {recipe} --commit, or run the recipe.")
     return "\n".join(lines)

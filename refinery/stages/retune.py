@@ -21,7 +21,7 @@ from refinery.io.survivors import read_labels
 from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.recipe import Recipe
 from refinery.stages import rules
-from refinery.stages.workspace import Run, load_stage, need_stage, upstream_of
+from refinery.stages.workspace import Run, load_stage, need_stage
 
 _WHOLE = frozenset({"select", "dedup_documents", "dedup_sentences", "mix", "pack", "train"})
 """Stages that compare documents of all parts: their joins run again as a whole, over narrow tables."""
