@@ -51,7 +51,6 @@ ALLOWED: dict[str, set[str]] = {
 # A module split in two stays one layer.
 SAME_LAYER = {
     "recipe_sections": "recipe",
-    "cli_plan": "cli",
     "init_sources": "init",
     "forecast_costs": "forecast",
     "forecast_text": "forecast",
@@ -94,7 +93,7 @@ def _layer(path: Path) -> str:
     if relative.parts[0] == "jobs":
         return "jobs"
     layer = relative.parts[1].removesuffix(".py")
-    return SAME_LAYER.get(layer, layer)
+    return "cli" if layer.startswith("cli_") else SAME_LAYER.get(layer, layer)
 
 
 def _name(path: Path) -> str:
