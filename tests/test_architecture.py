@@ -93,7 +93,11 @@ def _layer(path: Path) -> str:
     if relative.parts[0] == "jobs":
         return "jobs"
     layer = relative.parts[1].removesuffix(".py")
-    return "cli" if layer.startswith("cli_") else SAME_LAYER.get(layer, layer)
+    return _one_layer(layer)
+
+
+def _one_layer(module: str) -> str:
+    return "cli" if module.startswith("cli_") else SAME_LAYER.get(module, module)
 
 
 def _name(path: Path) -> str:
@@ -119,7 +123,7 @@ def import_problems(path: Path, source: str) -> list[str]:
         package, _, rest = name.partition(".")
         if package == "refinery":
             target = rest.partition(".")[0] or "__init__"
-            target = SAME_LAYER.get(target, target)
+            target = _one_layer(target)
             if target == "__version__":
                 continue
             if target not in free:
