@@ -24,7 +24,6 @@ from refinery.forecast_costs import (
     CHECKPOINT_BYTES_PER_PARAM,
     COSTS,
     DRIVER_BYTES,
-    SENTENCES_PER_CORE_SECOND,
     SHARD_BYTES_PER_TOKEN,
     SPARK_START_SECONDS,
     TOKENIZER_MB_PER_SECOND,
@@ -35,6 +34,7 @@ from refinery.forecast_costs import (
     WORKER_BYTES,
     WORKER_BYTES_PER_PART_BYTE,
 )
+from refinery.forecast_sections import EvalIndexForecast, eval_index_of, sentence_extras
 from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.stages import ingest
@@ -84,6 +84,8 @@ class Forecast:
     """Driver with its JVM, or the training of tokenizer or model if that is more."""
     memory_bytes: int
     free_memory_bytes: int
+    eval_index: EvalIndexForecast | None = None
+    """None where nothing is decontaminated."""
     warnings: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -111,8 +113,10 @@ def forecast_run(recipe: Recipe, stages: Sequence[str]) -> Forecast:
     train_tokens = _train_tokens(recipe, text) if recipe.train is not None else None
     rows = _stage_rows(recipe, stages, text, train_tokens)
     todo = [row for row in rows if not row.stands]
-    task = int(WORKER_BYTES + WORKER_BYTES_PER_PART_BYTE * text.largest_part_bytes)
-    driver = _driver_bytes(recipe, stages)
+    evals = eval_index_of(recipe, stages)
+    held = evals.process_bytes if evals else 0
+    task = int(WORKER_BYTES + WORKER_BYTES_PER_PART_BYTE * text.largest_part_bytes) + held
+    driver = _driver_bytes(recipe, stages) + held
     found = Forecast(
         text_bytes=text.num_bytes,
         num_parts=text.num_parts,
@@ -129,6 +133,7 @@ def forecast_run(recipe: Recipe, stages: Sequence[str]) -> Forecast:
         driver_memory_bytes=driver,
         memory_bytes=driver + task * max(1, min(cores, text.num_parts)),
         free_memory_bytes=psutil.virtual_memory().available,
+        eval_index=evals,
     )
     return Forecast(**{**found.__dict__, "warnings": tuple(_warnings(recipe, found))})
 
@@ -231,10 +236,9 @@ def _stage_rows(recipe: Recipe, stages: Sequence[str], text: _Text, train_tokens
             seconds += _tokenizer_sample_bytes(recipe, kept) / 1e6 / TOKENIZER_MB_PER_SECOND
         if name == "pack":
             disk += kept / BYTES_PER_TOKEN * SHARD_BYTES_PER_TOKEN
-        if name == "dedup_sentences" and recipe.dedup_sentences and recipe.dedup_sentences.embeddings != "off":
-            # A sentence has about 120 bytes; no more are embedded than the recipe allows.
-            number = min(recipe.dedup_sentences.embeddings.max_sentences, kept / 120)
-            seconds += 20.0 + number / SENTENCES_PER_CORE_SECOND / lanes
+        if name == "dedup_sentences":
+            more_seconds, more_disk = sentence_extras(recipe, kept, lanes)
+            seconds, disk = seconds + more_seconds, disk + more_disk
         rows.append(
             StageForecast(
                 stage=name, seconds=round(seconds, 1), disk_bytes=int(disk), stands=stands, source=cost.source

@@ -40,6 +40,12 @@ COSTS: Mapping[str, Cost] = {
 }
 """Per stage. Embeddings and the training of a tokenizer and a model have their own terms below."""
 
+LINES = Cost(1.5, 60.0, 0.15, "benchmarks/repeats.py")
+"""What repeated lines add to dedup_sentences."""
+CONTAINMENT = Cost(2.5, 40.0, 0.35, "benchmarks/repeats.py")
+"""What the containment report adds."""
+INDEX_BUILD_BYTES_PER_NGRAM = 120.0
+"""Sorting n-grams while an eval index is built, beside what stays."""
 SPARK_START_SECONDS = 8.0
 TOKENIZER_MB_PER_SECOND = 1.0
 """Training one vocabulary: 60 MB took 61 CPU seconds."""

@@ -51,7 +51,15 @@ def full_text(found: Forecast) -> str:
     )
     if found.train_tokens is not None:
         memory += f"; training reads {found.train_tokens / 1e6:,.1f} M tokens"
-    return "\n".join([*lines, memory, short_text(found)])
+    lines += [memory]
+    if found.eval_index is not None:
+        index = found.eval_index
+        lines.append(
+            f"evals: {index.num_items:,} texts with at most {index.num_ngrams:,} n-grams; their index takes "
+            f"{size_text(index.index_bytes)} in every process that scans (table {size_text(index.table_bytes)}, "
+            f"prefilter {size_text(index.bitmap_bytes)}), {size_text(index.process_bytes)} while it is built"
+        )
+    return "\n".join([*lines, short_text(found)])
 
 
 def actual_text(actual: Mapping[str, Any]) -> str:

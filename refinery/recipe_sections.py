@@ -149,8 +149,26 @@ class Embeddings(Section):
     max_words: int = Field(128, ge=1, description="longer sentences are left alone")
 
 
+class Lines(Section):
+    """Exact repeats of lines or paragraphs across documents."""
+
+    unit: Literal["line", "paragraph"] = Field("line", description="what is compared: lines, or paragraphs")
+    max_copies: int = Field(1, ge=1, description="documents that may keep one and the same line")
+    min_letters: int = Field(10, ge=1, description="lines of fewer letters are left alone")
+
+
+class Containment(Section):
+    """Which documents stand inside others, as a report."""
+
+    ngram: int = Field(13, ge=2, le=64, description="words of an n-gram; Han and kana characters count as words")
+    min_frac: float = Field(0.5, gt=0, le=1, description="share of a document's n-grams that make it contained")
+    min_ngrams: int = Field(100, ge=10, description="documents of fewer different n-grams are not asked")
+    sample_every: int = Field(8, ge=1, le=1024, description="candidates are found by one n-gram in so many")
+    max_documents: int = Field(50, ge=2, description="n-grams in more documents than this find no candidates")
+
+
 class DedupSentences(Section):
-    """Repeated sentences across pool documents, exact first, then by embeddings."""
+    """Repeats below whole documents: lines, sentences exact and by embeddings; and documents inside others."""
 
     exact: bool = Field(True, description="cut sentences that stand in more than max_copies documents")
     max_copies: int = Field(1, ge=1, description="documents that may keep one and the same sentence")
@@ -158,6 +176,8 @@ class DedupSentences(Section):
     max_removed_frac: Frac = Field(0.5, description="documents that lose more of their bytes are dropped")
     exempt_domains: tuple[str, ...] = Field((), description="domains left alone (code repeats lines by nature)")
     embeddings: Embeddings | Literal["off"] = Field("off", description="off, or settings of the embedding comparison")
+    lines: Lines | Literal["off"] = Field("off", description="off, or settings of repeated lines or paragraphs")
+    containment: Containment | Literal["off"] = Field("off", description="off, or settings of the containment report")
 
 
 class Eval(Section):

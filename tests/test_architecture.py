@@ -53,6 +53,7 @@ SAME_LAYER = {
     "recipe_sections": "recipe",
     "init_sources": "init",
     "forecast_costs": "forecast",
+    "forecast_sections": "forecast",
     "forecast_text": "forecast",
 }
 

@@ -161,6 +161,42 @@ def test_a_busy_machine_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert of(recipe_of(tmp_path, spark={"master": "yarn"})).load_factor == 1.0
 
 
+def test_the_index_of_the_evals_is_sized_before_the_run(tmp_path: Path, spark: Any) -> None:
+    rng = random.Random(3)
+    words = [word for word in ENGLISH if "'" not in word]  # an apostrophe makes two of one
+    rows = [{"id": f"q{n}", "text": " ".join(prose(rng, words, 40))} for n in range(50)]
+    rows += [{"id": "short", "text": " ".join(words[:9])}, {"id": "zh", "text": chinese(rng, 60)}]
+    write_jsonl(tmp_path / "exam.jsonl", rows)
+    decontaminate = {"evals": [str(tmp_path / "exam.jsonl")]}
+    plain, found = of(recipe_of(tmp_path)), of(recipe_of(tmp_path, decontaminate=decontaminate))
+    index = found.eval_index
+    assert plain.eval_index is None
+    assert index is not None
+    assert (index.num_items, index.num_ngrams) == (52, 50 * 28 + 1 + 48)
+    assert index.bitmap_bytes + index.table_bytes < index.index_bytes < index.process_bytes
+    assert found.task_memory_bytes == plain.task_memory_bytes + index.process_bytes
+    assert "in every process that scans" in full_text(found)
+    write_jsonl(tmp_path / "pool.jsonl", [{"id": "d", "text": "some text of a page"}])
+    run = Run(recipe_of(tmp_path, decontaminate=decontaminate))
+    run.use_session(spark)
+    for name in ("ingest", "rules", "dedup_documents", "decontaminate"):
+        facts = STAGES[name](run).facts
+    assert facts["index_bytes"] <= index.index_bytes <= 2.5 * facts["index_bytes"]
+    (tmp_path / "exam.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds no record"):
+        of(recipe_of(tmp_path, decontaminate=decontaminate))
+
+
+def test_repeated_lines_and_containment_cost_more(tmp_path: Path) -> None:
+    def sentences(**section: Any) -> Any:
+        found = of(recipe_of(tmp_path, 50 * MB, dedup_sentences=section))
+        return next(row for row in found.stages if row.stage == "dedup_sentences")
+
+    plain, lines, both = sentences(), sentences(lines={}), sentences(lines={}, containment={})
+    assert plain.seconds < lines.seconds < both.seconds
+    assert plain.disk_bytes < lines.disk_bytes < both.disk_bytes
+
+
 def test_figures_as_people_read_them() -> None:
     assert [size_text(n) for n in (0, 2_000, 3_500_000, 7.25e9)] == ["0 kB", "2 kB", "3.5 MB", "7.2 GB"]
     assert [duration_text(s) for s in (3, 119.6, 600, 7200, 9000)] == ["3 s", "120 s", "10 min", "2.0 h", "2.5 h"]

@@ -78,6 +78,10 @@ IMPORTANCE = _schema(("doc_id", pa.int64(), False), ("log_weight", pa.float64(),
 
 SENTENCES = _schema(("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
 
+LINES = _schema(
+    ("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False), ("rank", pa.int64(), False)
+)
+
 REPEATS = _schema(("doc_id", pa.int64(), False), ("hash", pa.int64(), False), ("because_of", pa.string(), False))
 
 VECTORS = _schema(
@@ -117,6 +121,21 @@ CLUSTERS = _schema(
     ("drop_reason", pa.string(), True),
     ("because_of", pa.string(), True),
     ("jaccard", pa.float64(), True),
+)
+
+SAMPLED_NGRAMS = _schema(("hash", pa.int64(), False), ("doc_id", pa.int64(), False))
+
+CONTAINMENT = _schema(
+    ("a", pa.int64(), False),
+    ("b", pa.int64(), False),
+    ("a_key", pa.string(), False),
+    ("b_key", pa.string(), False),
+    ("a_split", pa.string(), False),
+    ("b_split", pa.string(), False),
+    ("containment", pa.float64(), False),
+    ("jaccard", pa.float64(), False),
+    ("a_ngrams", pa.int64(), False),
+    ("b_ngrams", pa.int64(), False),
 )
 
 EVAL_ITEMS = _schema(
@@ -177,6 +196,7 @@ TABLES: dict[str, pa.Schema] = {
     "quality": QUALITY,
     "importance": IMPORTANCE,
     "sentences": SENTENCES,
+    "lines": LINES,
     "repeats": REPEATS,
     "vectors": VECTORS,
     "bands": BANDS,
@@ -185,6 +205,8 @@ TABLES: dict[str, pa.Schema] = {
     "shingles": SHINGLES,
     "edges": EDGES,
     "clusters": CLUSTERS,
+    "sampled_ngrams": SAMPLED_NGRAMS,
+    "containment": CONTAINMENT,
     "items": EVAL_ITEMS,
     "matches": MATCHES,
     "frequencies": FREQUENCIES,

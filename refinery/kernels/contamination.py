@@ -310,8 +310,43 @@ def _without_templates(
     return hashes[names], owners[names], places[names]
 
 
+class IndexSize(NamedTuple):
+    """Bytes of an index: of the tables that a scan reads, and of everything."""
+
+    bitmap_bytes: int
+    """The prefilter: every word of the text asks it, so it should fit the processor's cache."""
+    table_bytes: int
+    """The hash table behind it."""
+    num_bytes: int
+    """All arrays, postings included."""
+
+
+def index_size(num_ngrams: int, num_postings: int, num_shorts: int) -> IndexSize:
+    """Return the size of an index before it is built.
+
+    Args:
+        num_ngrams: distinct n-grams; the number of all of them bounds the size from above.
+        num_postings: n-grams counted once per place in an item.
+        num_shorts: short items that are looked for whole.
+    """
+    bitmap = 8 * (1 << (_bitmap_bits(num_ngrams) - 6))
+    table = 12 * _num_slots(num_ngrams)
+    whole = num_ngrams + num_shorts
+    short_bitmap = 8 * (1 << (_bitmap_bits(num_shorts) - 6))
+    others = 12 * whole + 8 + 8 * (num_postings + num_shorts) + short_bitmap + 24 * num_shorts
+    return IndexSize(bitmap, table, bitmap + table + others)
+
+
+def _bitmap_bits(count: int) -> int:
+    return max(6, (count * _BITS_PER_NGRAM - 1).bit_length()) if count else 6
+
+
+def _num_slots(count: int) -> int:
+    return 1 << max(3, int(1.4 * count).bit_length())  # at most 5 of 7 slots are taken
+
+
 def _bitmap(keys: np.ndarray) -> np.ndarray:
-    bits = max(6, int(len(keys) * _BITS_PER_NGRAM - 1).bit_length()) if len(keys) else 6
+    bits = _bitmap_bits(len(keys))
     bitmap = np.zeros(1 << (bits - 6), dtype=np.uint64)
     places = keys >> np.uint64(64 - bits)
     np.bitwise_or.at(bitmap, (places >> _S6).astype(np.int64), np.uint64(1) << (places & _S63))
@@ -319,7 +354,7 @@ def _bitmap(keys: np.ndarray) -> np.ndarray:
 
 
 def _hash_table(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    slots = 1 << max(3, int(1.4 * len(keys)).bit_length())  # at most 5 of 7 slots are taken
+    slots = _num_slots(len(keys))
     table_keys = np.zeros(slots, dtype=np.uint64)
     table_ids = np.full(slots, -1, dtype=np.int32)
     _fill_table(keys, table_keys, table_ids)

@@ -105,3 +105,28 @@ def minus_spans(spans: list[tuple[int, int]], gone: list[tuple[int, int]]) -> li
         if at < end:
             left.append((at, end))
     return left
+
+
+def touched(
+    rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, cuts: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Say which spans share a byte with a cut of the same document.
+
+    Args:
+        rows: int64, shape (S,): row number of the document of each span.
+        starts: int64, shape (S,): first byte of each span, in the document as ingested.
+        ends: int64, shape (S,): one past its last byte; spans are not empty.
+        cuts: (rows, starts, ends) of the cuts, int64, shape (C,) each; in any order, none empty.
+    Returns: bool, shape (S,).
+    """
+    cut_rows, cut_starts, cut_ends = cuts
+    documents = np.unique(cut_rows)
+    if not len(documents) or not len(rows):
+        return np.zeros(len(rows), dtype=bool)
+    width = int(max(ends.max(), cut_ends.max())) + 1  # documents one behind the other on one axis
+    at = np.searchsorted(documents, rows)
+    has_cuts = documents[np.minimum(at, len(documents) - 1)] == rows
+    base, cut_base = at * width, np.searchsorted(documents, cut_rows) * width
+    begun = np.searchsorted(np.sort(cut_base + cut_starts), base + ends, side="left")
+    ended = np.searchsorted(np.sort(cut_base + cut_ends), base + starts, side="right")
+    return has_cuts & (begun > ended)

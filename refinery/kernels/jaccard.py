@@ -60,9 +60,18 @@ def pair_jaccard(
         ConfigError: `minimum` is out of bounds, an index is not a document, or left and right differ in length.
         SchemaError: the sets are of other types.
     """
-    check_shingles(offsets, hashes)
     if not 0.0 <= minimum <= 1.0:
         raise ConfigError(f"minimum Jaccard {minimum} is out of bounds 0..1")
+    left, right = _checked_pairs(offsets, hashes, left, right)
+    out = np.empty(len(left), dtype=np.float64)
+    _merge_jaccard(offsets, hashes, left, right, float(minimum), out)
+    return out
+
+
+def _checked_pairs(
+    offsets: np.ndarray, hashes: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    check_shingles(offsets, hashes)
     if len(left) != len(right):
         raise ConfigError(f"{len(left)} left and {len(right)} right documents differ in number; pass pairs")
     left = np.ascontiguousarray(left, dtype=np.int64)
@@ -71,6 +80,31 @@ def pair_jaccard(
     for side in (left, right):
         if len(side) and (side.min() < 0 or side.max() >= num_docs):
             raise ConfigError(f"pair index outside 0..{num_docs - 1}; map document ids to rows of the sets first")
-    out = np.empty(len(left), dtype=np.float64)
-    _merge_jaccard(offsets, hashes, left, right, float(minimum), out)
+    return left, right
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_common(
+    offsets: np.ndarray, hashes: np.ndarray, left: np.ndarray, right: np.ndarray, out: np.ndarray
+) -> None:
+    for pair in range(len(left)):
+        i, i_end = offsets[left[pair]], offsets[left[pair] + 1]
+        j, j_end = offsets[right[pair]], offsets[right[pair] + 1]
+        common = 0
+        while i < i_end and j < j_end:
+            x, y = hashes[i], hashes[j]
+            i += x <= y
+            j += y <= x
+            common += x == y
+        out[pair] = common
+
+
+def pair_common(offsets: np.ndarray, hashes: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return how many shingles pairs of documents have in common; its share of |A| is the containment of A in B.
+
+    Arguments and errors as in `pair_jaccard`. Returns: int64, shape (P,).
+    """
+    left, right = _checked_pairs(offsets, hashes, left, right)
+    out = np.empty(len(left), dtype=np.int64)
+    _merge_common(offsets, hashes, left, right, out)
     return out

@@ -16,6 +16,7 @@ from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
+from refinery.report.contained import contained_lines, contained_of
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
 from refinery.report.hit_samples import hits_of
 from refinery.report.samples import Sample, find_keys, read_texts, rule_bounds, word_diff
@@ -64,6 +65,7 @@ def explain(workdir: str, doc_key: str) -> dict[str, Any]:
         "not_run": [s for s in ("tokenize", "mix", "pack") if s not in manifests],
         "cuts": _cuts(workdir, manifests, doc_id),
         "hits": hits_of(workdir, doc_id),
+        "contained": contained_of(workdir, manifests, doc_id),
         "num_tokens": _value(workdir, manifests, ("tokenize", "tokens", "num_tokens"), doc_id),
         "stream": _value(workdir, manifests, ("mix", "selection", "stream"), doc_id),
         "cluster": _cluster(workdir, doc_id),
@@ -264,6 +266,7 @@ def explain_text(told: Mapping[str, Any]) -> str:
         shares = f"{hit['item_covered_frac']:.0%} of the item, {hit['doc_covered_frac']:.0%} of the document"
         place = f"bytes {hit['doc_start']} to {hit['doc_end']}"
         lines.append(f"  holds {hit['eval']} {hit['item']} {hit['field']} at {place} ({shares}): {hit['text'][:120]!r}")
+    lines += contained_lines(told["doc_key"], told["contained"])
     lines += ["", *_outcome_lines(told)]
     if told["twin"]:
         lines += _twin_lines(told["twin"])

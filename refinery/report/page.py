@@ -146,6 +146,7 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
         ("ingest", "Unreadable records and masking", bool(facts.bad_records or facts.pii_masked)),
         ("clusters", "Duplicates", facts.clusters is not None),
         ("sentences", "Repeated sentences", "dedup_sentences" in facts.manifests),
+        ("containment", "Documents inside others", bool(_sentence_facts(facts).get("containment"))),
         ("evals", "Evaluation items in the documents", "decontaminate" in facts.manifests),
         ("tokenizer", "Tokenizer", facts.health is not None),
         ("mix", "Mix", facts.mix is not None),
@@ -156,6 +157,10 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
         ("about", "About this run", True),
     ]
     return [(anchor, title) for anchor, title, present in listed if present]
+
+
+def _sentence_facts(facts: RunFacts) -> Mapping[str, Any]:
+    return facts.manifests["dedup_sentences"].facts if "dedup_sentences" in facts.manifests else {}
 
 
 class Charts:

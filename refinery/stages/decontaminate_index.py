@@ -22,9 +22,11 @@ from refinery.io.read_evals import EvalFile, EvalItem, EvalSpec, find_evals, rea
 from refinery.kernels.contamination import (
     ALGORITHM_VERSION,
     EVAL_UNITS,
+    IndexSize,
     NgramIndex,
     WordPositions,
     build_index,
+    index_size,
     word_positions,
 )
 from refinery.kernels.shingles import table_digest
@@ -34,6 +36,8 @@ from refinery.recipe import Decontaminate, Recipe
 NAME = "decontaminate"
 ITEMS_PART = 0
 """The items of all evals are one part: an index holds them all in memory anyway."""
+_BYTES_PER_WORD = 24
+"""Of `WordPositions`."""
 
 
 class IndexSettings(NamedTuple):
@@ -76,6 +80,17 @@ class EvalIndex:
         return sum(u.index.num_bytes for u in self.units)
 
 
+class ExpectedIndex(NamedTuple):
+    """What the evals of a recipe will take in a process that scans, from above."""
+
+    num_items: int
+    num_ngrams: int
+    """N-grams, those that items share counted each time, and whole short items."""
+    size: IndexSize
+    held_bytes: int
+    """The items and the places of their words, held beside the index."""
+
+
 def read_evals(section: Decontaminate) -> tuple[pa.Table, list[EvalFile]]:
     """Read all evals of a recipe into one table of items, in the order of the recipe.
 
@@ -97,6 +112,27 @@ def read_evals(section: Decontaminate) -> tuple[pa.Table, list[EvalFile]]:
     columns = {name: [item[i] for item in items] for i, name in enumerate(EvalItem._fields)}
     table = pa.table({"item_number": np.arange(len(items)), **columns})
     return table.select(EVAL_ITEMS.names).cast(EVAL_ITEMS), told
+
+
+def expected_index(section: Decontaminate) -> ExpectedIndex:
+    """Read the evals of a recipe and return the most that their index can take, without building it.
+
+    Raises:
+        ConfigError: as `read_evals`.
+    """
+    items, _ = read_evals(section)
+    parts, num_ngrams, num_words = [IndexSize(0, 0, 0)], 0, 0
+    units = [unit for unit in EVAL_UNITS if pc.any(pc.equal(items.column("unit"), unit)).as_py()]
+    for unit in units:
+        texts = items.filter(pc.equal(items.column("unit"), unit)).column("text")
+        words = np.diff(word_positions(text_views(texts), unit).offsets)
+        places = int(np.maximum(words - section.ngram + 1, 0).sum())
+        shorts = int(((words < section.ngram) & (words >= section.min_item_words)).sum())
+        parts.append(index_size(places, places, shorts))
+        num_ngrams, num_words = num_ngrams + places + shorts, num_words + int(words.sum())
+    size = IndexSize(*(sum(column) for column in zip(*parts, strict=True)))
+    held = items.get_total_buffer_size() + _BYTES_PER_WORD * num_words * len(units)  # every unit reads all items
+    return ExpectedIndex(items.num_rows, num_ngrams, size, held)
 
 
 def items_digest(items: pa.Table, settings: IndexSettings) -> str:

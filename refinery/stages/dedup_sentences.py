@@ -1,8 +1,9 @@
-"""dedup_sentences: repeated sentences of pool documents become cuts; what loses too much is dropped.
+"""dedup_sentences: repeated lines and sentences of pool documents become cuts; what loses too much is dropped.
 
-Exact first: part tasks write normalised sentence hashes, Spark counts documents per hash, and all but the first
-`max_copies` documents (by identity, not by address) lose the sentence. Then, where the recipe says so, sentences of
-known languages are compared by embeddings (`sentence_embeddings`). Every cut names the document that keeps its copy.
+Where the recipe says so, repeated lines go first (`repeated_lines`). Then exact sentences: part tasks write normalised
+sentence hashes, Spark counts documents per hash, and all but the first `max_copies` documents (by identity, not by
+address) lose the sentence. Then, where the recipe says so, sentences of known languages are compared by embeddings
+(`sentence_embeddings`). Every cut names the document that keeps its copy.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
-from refinery.contracts.tables import CUTS, DECISIONS, PART_SHIFT, REPEATS, SENTENCES
+from refinery.contracts.tables import CUTS, DECISIONS, SENTENCES
 from refinery.errors import ConfigError, DataError
 from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
-from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.kernels.cuts import touched
+from refinery.kernels.lines import LINE_UNITS
 from refinery.kernels.sentences import normalised_hash, sentence_spans
 from refinery.kernels.text import text_views
+from refinery.recipe import DedupSentences
+from refinery.stages.containment import find_contained
 from refinery.stages.decisions import decisions_table, located, reasons_where
-from refinery.stages.part_tasks import apply_groups, run_part_tasks
+from refinery.stages.part_tasks import run_part_tasks
+from refinery.stages.repeated_lines import Spans, cut_lines, cuts_of_lines, cuts_table, spans_of_cuts
+from refinery.stages.repeats import Copies, keepers_of, ranked_copies, write_repeats
 from refinery.stages.sentence_embeddings import SIMILAR, pool_mask, similar_sentences
-from refinery.stages.session import read_table
 from refinery.stages.tallies import TALLY_COLUMNS, tally, tally_cuts
 from refinery.stages.workspace import (
     Run,
@@ -44,6 +49,7 @@ from refinery.stages.workspace import (
 NAME = "dedup_sentences"
 ALGORITHM_VERSION = 1
 EXACT = "exact"
+_ROW = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class SentencesTask:
     upto: tuple[str, ...]
     slice_rows: int
     upstream: dict[int, str]
+    line_state: str = ""
+    """Names the state of the line cuts, which sentences depend on; empty where lines are off."""
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -77,12 +85,16 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     if done is not None:
         return done
     _refuse_earlier_cuts(recipe.workdir, upto)
-    task = SentencesTask(recipe.workdir, recipe.seed, section.model_dump(mode="json"), upto, run_.slice_rows, seen)
+    task = _task_of(run_, section, upto, seen)
     parts = sorted(seen)
+    contained_facts, contained = find_contained(run_, task, parts)
+    line_facts = cut_lines(run_, task, parts)
     hashed: list[dict[str, Any]] = []
     if section.exact:
         hashed = run_part_tasks(run_.spark, parts, functools.partial(hashes_part, task), run_.report_progress(NAME))
-        _write_repeats(run_, task, parts, fingerprint)
+        copies = Copies("sentences", "repeats", ("tie",), section.max_copies)
+        ranked = ranked_copies(run_.spark, task.workdir, parts, copies)
+        write_repeats(ranked, task.workdir, parts, copies.repeats, fingerprint)
     similar, embedding_facts = similar_sentences(run_, task, parts)
     work = functools.partial(cuts_part, task, fingerprint, similar)
     results = run_part_tasks(run_.spark, parts, work, run_.report_progress(NAME))
@@ -94,12 +106,24 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         algorithm_version=ALGORITHM_VERSION,
         recipe_slice=recipe_slice,
         inputs=inputs,
-        parts=part_entries("cuts", results, "cuts") + part_entries("decisions", results, "decisions"),
+        parts=contained + part_entries("cuts", results, "cuts") + part_entries("decisions", results, "decisions"),
         counts=counts,
-        facts={"num_cuts": sum(r["cuts"]["rows"] for r in results), **embedding_facts},
+        facts={
+            "num_cuts": sum(r["cuts"]["rows"] for r in results),
+            **line_facts,
+            **embedding_facts,
+            **contained_facts,
+        },
         volatile={"part_seconds": sum(r["cpu_seconds"] for r in hashed + results)},
     )
     return commit_stage(run_, manifest, started)
+
+
+def _task_of(run_: Run, section: DedupSentences, upto: tuple[str, ...], seen: dict[int, str]) -> SentencesTask:
+    settings = section.model_dump(mode="json")
+    lines = [settings["lines"], settings["exempt_domains"], sorted(seen.items())]
+    state = fingerprint_of("lines", ALGORITHM_VERSION, lines) if section.lines != "off" else ""
+    return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state)
 
 
 def _refuse_earlier_cuts(workdir: str, upto: Sequence[str]) -> None:
@@ -110,13 +134,14 @@ def _refuse_earlier_cuts(workdir: str, upto: Sequence[str]) -> None:
 
 
 def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
-    """Write the distinct sentence hashes of one part's surviving pool documents."""
+    """Write the distinct sentence hashes of one part's surviving pool documents, lines that were cut left out."""
     path = part_files.part_path(task.workdir, NAME, "sentences", part)
     identity = [task.settings["min_words"], task.settings["exempt_domains"]]
-    print_ = fingerprint_of("sentences", ALGORITHM_VERSION, identity, task.upstream[part])
+    print_ = fingerprint_of("sentences", ALGORITHM_VERSION, identity, task.upstream[part], task.line_state)
     found = part_files.found_part(path, print_)
     if found is None:
         tables = [SENTENCES.empty_table()]
+        lines = spans_of_cuts(cuts_of_lines(task, part))
         columns = ["doc_id", "doc_key", "role", "domain", "split", "text"]
         for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
             table = piece.table.filter(pool_mask(task.settings, piece.table))
@@ -124,11 +149,12 @@ def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
             spans = sentence_spans(views)
             hashed = normalised_hash(views, spans)
             owner = np.repeat(np.arange(table.num_rows), np.diff(spans.doc_offsets))
+            ids = table.column("doc_id").to_numpy()
             long = hashed.num_words >= task.settings["min_words"]
+            long &= ~touched(ids[owner] & _ROW, spans.starts, spans.ends, lines)
             pairs = np.unique(np.stack([owner[long].astype(np.uint64), hashed.hashes[long]], axis=1), axis=0)
             docs = pairs[:, 0].astype(np.int64)
             ties = key_prefix_uint64(table.column("doc_key").to_pylist()).view(np.int64)
-            ids = table.column("doc_id").to_numpy()
             tables.append(
                 pa.table({"hash": pairs[:, 1].copy().view(np.int64), "doc_id": ids[docs], "tie": ties[docs]}).cast(
                     SENTENCES
@@ -138,35 +164,6 @@ def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
     return {"sentences": located(part, found)}
 
 
-def _write_repeats(run_: Run, task: SentencesTask, parts: list[int], fingerprint: str) -> None:
-    """Write, per part, which document loses which sentence and who keeps it."""
-    from pyspark.sql import functions as f  # noqa: PLC0415
-    from pyspark.sql.window import Window  # noqa: PLC0415
-
-    rows = read_table(run_.spark, task.workdir, NAME, "sentences", ["hash", "doc_id", "tie"], parts)
-    copies = task.settings["max_copies"]
-    frequent = rows.groupBy("hash").count().where(f.col("count") > copies).select("hash")
-    order = Window.partitionBy("hash").orderBy("tie", "doc_id")
-    ranked = rows.join(frequent, "hash").withColumn("place", f.row_number().over(order))
-    ranked = ranked.withColumn("keeper", f.first("doc_id").over(order))
-    keys = read_table(run_.spark, task.workdir, "ingest", "documents", ["doc_id", "doc_key"], parts)
-    keys = keys.select(f.col("doc_id").alias("keeper"), f.col("doc_key").alias("because_of"))
-    lost = ranked.where(f.col("place") > copies).join(keys, "keeper").select("doc_id", "hash", "because_of")
-    located_rows = lost.withColumn("part", f.shiftright("doc_id", PART_SHIFT))
-    written = apply_groups(located_rows, ["part"], functools.partial(_write_part_repeats, task.workdir, fingerprint))
-    mine = {r["part"] for r in written}
-    for part in part_files.part_numbers(task.workdir, NAME, "repeats"):
-        if part not in mine:
-            storage.remove(part_files.part_path(task.workdir, NAME, "repeats", part))
-
-
-def _write_part_repeats(workdir: str, fingerprint: str, table: pa.Table) -> dict[str, Any]:
-    part = table.column("part")[0].as_py()
-    rows = table.select(REPEATS.names).sort_by([("doc_id", "ascending"), ("hash", "ascending")])
-    part_files.write_part(part_files.part_path(workdir, NAME, "repeats", part), rows, REPEATS, fingerprint)
-    return {"part": part}
-
-
 def cuts_part(task: SentencesTask, fingerprint: str, similar: dict[int, list[list[Any]]], part: int) -> dict[str, Any]:
     """Write one part's cuts and decisions."""
     print_ = fingerprint_of(NAME, ALGORITHM_VERSION, fingerprint, part)
@@ -174,14 +171,15 @@ def cuts_part(task: SentencesTask, fingerprint: str, similar: dict[int, list[lis
     decisions_path = part_files.part_path(task.workdir, NAME, "decisions", part)
     cuts, decisions = part_files.found_part(cuts_path, print_), part_files.found_part(decisions_path, print_)
     if cuts is None or decisions is None:
-        exact = _exact_cuts(task, part)
+        lines = cuts_of_lines(task, part)
+        exact = _exact_cuts(task, part, spans_of_cuts(lines))
         cut = set(zip(exact.column("doc_id").to_pylist(), exact.column("start").to_pylist(), strict=True))
         rest = [row for row in similar.get(part, []) if (row[0], row[1]) not in cut]
-        table = pa.concat_tables([exact, _similar_cuts(rest)])
+        table = pa.concat_tables([lines, exact, _similar_cuts(rest)])
         table = table.sort_by([("doc_id", "ascending"), ("start", "ascending")])
         documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         sizes = documents.column("num_bytes").to_numpy()
-        rows = table.column("doc_id").to_numpy() & 0xFFFFFFFF
+        rows = table.column("doc_id").to_numpy() & _ROW
         lost = np.zeros(documents.num_rows, dtype=np.int64)
         np.add.at(lost, rows, table.column("end").to_numpy() - table.column("start").to_numpy())
         gone = lost > task.settings["max_removed_frac"] * sizes
@@ -191,7 +189,7 @@ def cuts_part(task: SentencesTask, fingerprint: str, similar: dict[int, list[lis
         reasons = reasons_where(gone, f"{NAME}.mostly_repeated")
         shortened = documents.set_column(documents.column_names.index("num_bytes"), "num_bytes", pa.array(sizes - lost))
         tallies = tally(shortened, entered, reasons)
-        for reason in (EXACT, SIMILAR):
+        for reason in (*LINE_UNITS, EXACT, SIMILAR):
             tallies += tally_cuts(documents, _cut_bytes(kept_cuts, reason, len(lost)), f"{NAME}.{reason}")
         cuts = part_files.write_part(cuts_path, kept_cuts, CUTS, print_)
         decided = decisions_table(documents.column("doc_id"), entered, reasons, NAME, _causes(table, gone))
@@ -203,7 +201,7 @@ def _cut_bytes(cuts: pa.Table, reason: str, count: int) -> np.ndarray:
     mine = cuts.filter(pc.equal(cuts.column("reason"), f"{NAME}.{reason}"))
     lost = np.zeros(count, dtype=np.int64)
     lengths = mine.column("end").to_numpy() - mine.column("start").to_numpy()
-    np.add.at(lost, mine.column("doc_id").to_numpy() & 0xFFFFFFFF, lengths)
+    np.add.at(lost, mine.column("doc_id").to_numpy() & _ROW, lengths)
     return lost
 
 
@@ -213,21 +211,17 @@ def _causes(cuts: pa.Table, gone: np.ndarray) -> pa.Array:
     for doc_id, because_of in zip(
         cuts.column("doc_id").to_pylist(), cuts.column("because_of").to_pylist(), strict=True
     ):
-        row = doc_id & 0xFFFFFFFF
+        row = doc_id & _ROW
         if gone[row] and causes[row] is None:
             causes[row] = because_of
     return pa.array(causes, pa.string())
 
 
-def _exact_cuts(task: SentencesTask, part: int) -> pa.Table:
-    if not storage.exists(part_files.part_path(task.workdir, NAME, "repeats", part)) or not task.settings["exact"]:
+def _exact_cuts(task: SentencesTask, part: int, lines: Spans) -> pa.Table:
+    keepers = keepers_of(task.workdir, "repeats", part) if task.settings["exact"] else {}
+    if not keepers:
         return CUTS.empty_table()
-    repeats = part_files.read_part(task.workdir, NAME, "repeats", part)
-    keeper = {
-        (d, h): k
-        for d, h, k in zip(*(repeats.column(c).to_pylist() for c in ("doc_id", "hash", "because_of")), strict=True)
-    }
-    wanted = pc.unique(repeats.column("doc_id"))
+    wanted = pa.array(sorted({doc_id for doc_id, _ in keepers}), pa.int64())
     rows: list[tuple[int, int, int, str]] = []
     for piece in read_survivors(task.workdir, part, ["doc_id", "text"], task.upto, task.slice_rows):
         table = piece.table.filter(pc.is_in(piece.table.column("doc_id"), wanted))
@@ -235,29 +229,13 @@ def _exact_cuts(task: SentencesTask, part: int) -> pa.Table:
         spans = sentence_spans(views)
         owners = np.repeat(table.column("doc_id").to_numpy(), np.diff(spans.doc_offsets))
         hashes = normalised_hash(views, spans).hashes.view(np.int64)
-        for doc_id, hash_, start, end in zip(
-            owners.tolist(), hashes.tolist(), spans.starts.tolist(), spans.ends.tolist(), strict=True
-        ):
-            because_of = keeper.get((doc_id, hash_))
+        gone = touched(owners & _ROW, spans.starts, spans.ends, lines)
+        for at in np.flatnonzero(~gone).tolist():
+            because_of = keepers.get((int(owners[at]), int(hashes[at])))
             if because_of is not None:
-                rows.append((doc_id, start, end, because_of))
+                rows.append((int(owners[at]), int(spans.starts[at]), int(spans.ends[at]), because_of))
     return cuts_table(rows, EXACT)
 
 
 def _similar_cuts(rows: list[list[Any]]) -> pa.Table:
     return cuts_table([(r[0], r[1], r[2], r[3]) for r in rows], SIMILAR)
-
-
-def cuts_table(rows: Sequence[tuple[int, int, int, str]], reason: str) -> pa.Table:
-    """Build a cuts table of (doc_id, start, end, because_of) rows."""
-    doc_ids, starts, ends, because = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return pa.table(
-        {
-            "doc_id": pa.array(doc_ids, pa.int64()),
-            "start": pa.array(starts, pa.int64()),
-            "end": pa.array(ends, pa.int64()),
-            "stage": pa.array([NAME] * len(rows), pa.string()),
-            "reason": pa.array([f"{NAME}.{reason}"] * len(rows), pa.string()),
-            "because_of": pa.array(because, pa.string()),
-        }
-    ).cast(CUTS)

@@ -20,11 +20,13 @@ from refinery.hashing import key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_survivors
 from refinery.kernels.components import greedy_keep
+from refinery.kernels.cuts import touched
 from refinery.kernels.sentence_guard import veto
 from refinery.kernels.sentences import normalised_hash, sentence_spans
 from refinery.kernels.text import text_views
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
+from refinery.stages.repeated_lines import Spans, cuts_of_lines, spans_of_cuts
 
 if TYPE_CHECKING:
     from refinery.stages.dedup_sentences import SentencesTask
@@ -70,8 +72,11 @@ def pool_mask(settings: dict[str, Any], table: pa.Table) -> pa.ChunkedArray:
     return pc.and_(pool, pc.invert(exempt))
 
 
-def _chosen(task: SentencesTask, table: pa.Table, rate: float) -> pa.Table:
-    """Return the sentences of pool documents that are known, neither short nor long, and drawn by document."""
+def _chosen(task: SentencesTask, table: pa.Table, rate: float, lines: Spans) -> pa.Table:
+    """Return the sentences of pool documents that are known, neither short nor long, and drawn by document.
+
+    Sentences of which a line is cut already are left out.
+    """
     settings = task.settings["embeddings"]
     pool = pool_mask(task.settings, table)
     known = pc.is_in(table.column("lang"), pa.array(settings["languages"], pa.string()))
@@ -81,7 +86,8 @@ def _chosen(task: SentencesTask, table: pa.Table, rate: float) -> pa.Table:
     spans = sentence_spans(views)
     owners = np.repeat(np.arange(table.num_rows), np.diff(spans.doc_offsets))
     words = normalised_hash(views, spans).num_words
-    good = np.flatnonzero((words >= settings["min_words"]) & (words <= settings["max_words"]))
+    gone = touched(table.column("doc_id").to_numpy()[owners] & 0xFFFFFFFF, spans.starts, spans.ends, lines)
+    good = np.flatnonzero((words >= settings["min_words"]) & (words <= settings["max_words"]) & ~gone)
     first = views.offsets[:-1][owners[good]]
     starts, ends = spans.starts[good], spans.ends[good]
     texts = [bytes(views.data[f + s : f + e]).decode() for f, s, e in zip(first, starts, ends, strict=True)]
@@ -104,19 +110,21 @@ _COLUMNS = ("doc_id", "doc_key", "role", "domain", "split", "lang", "text")
 def count_part(task: SentencesTask, part: int) -> dict[str, Any]:
     """Count the sentences of one part that could be embedded."""
     pieces = read_survivors(task.workdir, part, _COLUMNS, task.upto, task.slice_rows)
-    return {"sentences": sum(_chosen(task, p.table, 1.0).num_rows for p in pieces)}
+    lines = spans_of_cuts(cuts_of_lines(task, part))
+    return {"sentences": sum(_chosen(task, p.table, 1.0, lines).num_rows for p in pieces)}
 
 
 def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
     """Embed the chosen sentences of one part; the batches are a function of the part alone."""
     settings = task.settings["embeddings"]
     path = part_files.part_path(task.workdir, STAGE, "vectors", part)
-    identity = [settings, task.settings["exempt_domains"], rate, task.seed]
+    identity = [settings, task.settings["exempt_domains"], rate, task.seed, task.line_state]
     print_ = fingerprint_of("vectors", VECTORS_VERSION, identity, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         pieces = read_survivors(task.workdir, part, _COLUMNS, task.upto, task.slice_rows)
-        chosen = [_chosen(task, piece.table, rate) for piece in pieces]
+        lines = spans_of_cuts(cuts_of_lines(task, part))
+        chosen = [_chosen(task, piece.table, rate, lines) for piece in pieces]
         table = pa.concat_tables(chosen) if chosen else VECTORS.empty_table()
         vectors = _embed(settings, table) if table.num_rows else np.empty((0, 1), np.float32)
         raw = [row.tobytes() for row in vectors.astype("<f4")]

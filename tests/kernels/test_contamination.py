@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError
 from refinery.kernels import contamination
-from refinery.kernels.contamination import Matches, build_index, unit_table, word_positions
+from refinery.kernels.contamination import Matches, build_index, index_size, unit_table, word_positions
 from refinery.kernels.contamination_hits import HitBounds, document_frequencies, find_hits
 from refinery.kernels.contamination_scan import documents_to_scan, find_matches
 from refinery.kernels.shingles import BLOCK_WORDS
@@ -170,6 +170,24 @@ def test_no_items_and_no_documents():
     index = index_of([])
     assert (index.num_ngrams, len(find_matches(views_of(["a b c d"]), index).docs)) == (0, 0)
     assert len(find_matches(views_of([]), index_of(["a b c d"])).docs) == 0
+
+
+@given(st.lists(few_words, max_size=30))
+def test_the_size_of_an_index_is_known_before_it_is_built(items):
+    index = index_of(items)
+    ngrams, shorts = index.first_short, index.num_ngrams - index.first_short
+    known = index_size(ngrams, len(index.posting_items) - shorts, shorts)
+    assert known == (index.bitmap.nbytes, index.keys.nbytes + index.ids.nbytes, index.num_bytes)
+
+
+def test_memory_grows_with_the_ngrams_and_nothing_else():
+    words = [f"w{k}" for k in range(4000)]
+    items = [" ".join(words[k : k + 20]) for k in range(0, 3980, 5)]
+    index = index_of(items, size=13, floor=8)
+    places = len(items) * 8  # n-grams, each counted wherever it stands
+    assert index.num_bytes <= index_size(places, places, 0).num_bytes <= 200 * places + 1000
+    find_matches(views_of([" ".join(words)] * 3), index)
+    assert index.num_bytes == index_of(items, size=13, floor=8).num_bytes  # documents leave nothing in it
 
 
 @pytest.mark.parametrize(("unit", "size", "floor"), [("words", 4, 5), ("words", 0, 0), ("bytes", 4, 2)])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import IntegrityError
-from refinery.kernels.cuts import apply_cuts, merged_spans, minus_spans, to_original
+from refinery.kernels.cuts import apply_cuts, merged_spans, minus_spans, to_original, touched
 from refinery.kernels.text import text_views
 
 TEXTS = ["", "a plain line\r\n", "第一条　合同", "чистый текст", "🙂\0🙂", "e\u0301", "x" * 40]
@@ -115,3 +115,16 @@ def test_what_is_left_of_spans_is_disjoint_from_earlier_cuts_and_conserves_bytes
     covered = [i for a, z in pieces for i in range(a, z)]
     assert covered == sorted({left[i] for a, z in spans for i in range(a, z)})
     assert all(a < z for a, z in pieces)
+
+
+spans_of_rows = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20), st.integers(1, 6)), max_size=8)
+
+
+@given(spans_of_rows, spans_of_rows)
+def test_touched_equals_looking_at_every_byte(spans, cuts):
+    def columns(rows):
+        values = np.array([(r, a, a + n) for r, a, n in rows], dtype=np.int64).reshape(-1, 3)
+        return values[:, 0], values[:, 1], values[:, 2]
+
+    expected = [any(r == q and a < b + m and b < a + n for q, b, m in cuts) for r, a, n in spans]
+    assert touched(*columns(spans), columns(cuts)).tolist() == expected

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
-from refinery.kernels.jaccard import pair_jaccard
+from refinery.kernels.jaccard import pair_common, pair_jaccard
 from tests.kernels.reference_minhash import jaccard_of
 
 sets_of = st.lists(st.sets(st.integers(0, 40), max_size=30), min_size=1, max_size=6)
@@ -69,3 +69,12 @@ def test_signed_shingles_are_refused():
         pair_jaccard(offsets, hashes.view(np.int32), np.array([0]), np.array([1]))
     with pytest.raises(SchemaError, match="do not fit"):
         pair_jaccard(offsets + 1, hashes, np.array([0]), np.array([1]))
+
+
+@given(sets_of)
+def test_common_shingles_equal_those_of_python_sets(sets):
+    left, right = all_pairs(len(sets))
+    result = pair_common(*packed(sets), left, right)
+    assert result.tolist() == [len(sets[i] & sets[j]) for i, j in zip(left, right, strict=True)]
+    with pytest.raises(ConfigError, match="pair index outside"):
+        pair_common(*packed(sets), np.array([len(sets)]), np.array([0]))

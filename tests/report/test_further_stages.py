@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from refinery.contracts.tables import CUTS, DECISIONS
+from refinery.contracts.tables import CONTAINMENT, CUTS, DECISIONS
 from refinery.report.collect import collect
 from refinery.report.cut_samples import around
 from refinery.report.explain import explain, explain_text
@@ -40,6 +40,14 @@ def stage(workdir: Path, name: str, table: str, schema: pa.Schema, column: list,
     fake_run.commit(workdir, name, written, counts, facts=more["facts"])
 
 
+def contained() -> pa.Table:
+    row = {
+        "a": 4, "b": 0, "a_key": KEYS["original"], "b_key": KEYS["hostile"], "a_split": "train", "b_split": "train",
+        "containment": 0.75, "jaccard": 0.1, "a_ngrams": 40, "b_ngrams": 400,
+    }  # fmt: skip
+    return pa.Table.from_pylist([row], schema=CONTAINMENT)
+
+
 def sentences(workdir: Path, gone: set[str]) -> None:
     start = TEXTS[0][0][1].encode().index(SPAN)
     cut = pa.table(
@@ -58,8 +66,22 @@ def sentences(workdir: Path, gone: set[str]) -> None:
             left = pa.array(table.column("num_bytes").to_numpy() - lost)
             table = table.set_column(table.column_names.index("num_bytes"), "num_bytes", left)
         counts.append(tally(table, entered, nothing))
-    tables = {"decisions": (DECISIONS, decided), "cuts": (CUTS, {0: cut, 1: CUTS.empty_table()})}
-    facts = {"num_cuts": 1, "num_embedded": 7}
+    tables = {
+        "decisions": (DECISIONS, decided), "cuts": (CUTS, {0: cut, 1: CUTS.empty_table()}),
+        "containment": (CONTAINMENT, {0: contained()}),
+    }  # fmt: skip
+    facts = {
+        "num_cuts": 1,
+        "embeddings": {"num_embedded": 7},
+        "lines": {
+            "unit": "line", "num_lines": 90, "num_repeated": 12, "num_spans": 40,
+            "most_repeated": [{"documents": 31, "text": "<script>alert('menu')</script> Home"}],
+        },
+        "containment": {
+            "num_documents": 9, "num_compared": 3, "num_pairs": 1, "num_contained": 1, "num_across_splits": 0,
+            "most_contained": contained().drop_columns(["a", "b"]).to_pylist(),
+        },
+    }  # fmt: skip
     fake_run.commit(workdir, "dedup_sentences", tables, counts, facts=facts)
 
 
@@ -126,6 +148,10 @@ def test_the_page_shows_every_stage(folder, recipe):
     assert "score = 0.3" in page.text
     assert "num embedded" in page.text
     assert f"<del>{SPAN.decode()}</del>" in html
+    assert "<script>alert('menu')" not in html
+    assert "<script>alert('menu')</script> Home" in page.text
+    assert "1 of 9 documents stand inside another" in page.text
+    assert {"containment"} <= ids
 
 
 def test_explanations_name_figures_and_cuts(folder):
@@ -136,6 +162,10 @@ def test_explanations_name_figures_and_cuts(folder):
     assert "lang en, confidence 0.9" in text
     assert "log_weight -1.5" in text
     assert f"stays in {KEYS['original']}" in text
+    assert f"holds 75% of the n-grams of {KEYS['original']} (train)" in text
+    inside = explain_text(explain(str(folder), KEYS["original"]))
+    assert f"75% of its n-grams stand in {KEYS['hostile']} (train)" in inside
+    assert explain(str(folder), KEYS["near"])["contained"] == []
     assert explain(str(folder), KEYS["copy"])["reason"] == "quality.low_score"
 
 
