@@ -41,7 +41,7 @@ from refinery.shards.writer import ShardSpec, write_manifest, write_shard
 
 L, VOCAB = 4096, 32_000
 SPEC = ShardSpec(sequence_length=L, vocab_size=VOCAB, eos_id=0, pad_id=0)
-EIGHT = (0.70, 0.15, 0.08, 0.04, 0.02, 0.009, 0.0009, 0.0001)
+EIGHT = (0.70, 0.15, 0.10, 0.03, 0.015, 0.004, 0.0009, 0.0001)
 BOUNDS = {
     "best_fit_docs_per_second": 5e6,
     "pack_write_tokens_per_cpu_second": 20e6,

@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from refinery import forecast
+from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
+from refinery.cli_remix import remix
 from refinery.cli_retune import retune
 from refinery.contracts.manifest import StageManifest
 from refinery.errors import ConfigError, RefineryError, exit_code_of
@@ -32,9 +34,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-export_app = typer.Typer(help="Write shards in the layout of another trainer.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
 app.add_typer(plan_app, name="plan")
+app.command()(remix)
 app.command()(retune)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]
@@ -251,19 +253,6 @@ def verify(
     }
     rows = "\n".join(f"  {n}: {v['rows']:,} rows, {v['tokens']:,} tokens" for n, v in facts["streams"].items())  # type: ignore[attr-defined]
     _show(facts, json_, f"intact: {found.content_hash}\n{rows}")
-
-
-@export_app.command("megatron")
-def export_megatron(manifest: Path, out: Path, json_: AsJson = False) -> None:
-    """Merge each stream into one Megatron .bin/.idx prefix and write the blend."""
-    from refinery.shards.export_megatron import export_megatron as export  # noqa: PLC0415
-    from refinery.shards.manifest import load_manifest  # noqa: PLC0415
-    from refinery.shards.plan import load_plan  # noqa: PLC0415
-
-    root = manifest.parent if manifest.name.endswith(".json") else manifest
-    data = load_manifest(root)
-    written = export(root, data, out, load_plan(root / "plan" / "main.json"))
-    _show({"out": str(out), "written": str(written)}, json_, f"written to {out}")
 
 
 @app.command()

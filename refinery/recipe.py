@@ -140,7 +140,7 @@ def _check_dependencies(recipe: Recipe) -> None:
     if recipe.mix is not None:
         known = {i.domain for i in recipe.inputs if i.role != "replay"}
         for stage in recipe.mix.stages:
-            for domain in stage.domains:
+            for domain in (*stage.domains, *([stage.domain_heavy] if stage.domain_heavy else [])):
                 if domain not in known:
                     near = difflib.get_close_matches(domain, known, n=1)
                     hint = f"; did you mean {near[0]}?" if near else ""
@@ -154,6 +154,8 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
     named: dict[str, tuple[Mapping[str, Any], set[str]]] = {
         "rules.by_domain": (recipe.rules.by_domain if recipe.rules else {}, domains),
         "mix.max_epochs": (recipe.mix.max_epochs if recipe.mix else {}, domains | {"replay"}),
+        "mix.max_shares": (recipe.mix.max_shares if recipe.mix else {}, domains),
+        "mix.upsample": (recipe.mix.upsample if recipe.mix else {}, domains),
     }
     for where, (given, known) in named.items():
         for name in sorted(set(given) - known):
@@ -168,6 +170,8 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
         raise ValueError(
             "dedup_documents.keep names quality, but the recipe has no quality section; add it or take it out"
         )
+    if recipe.mix is not None and recipe.mix.upsample and recipe.dedup_documents is None:
+        raise ValueError("mix.upsample counts duplicates, but the recipe has no dedup_documents section; add it")
     if recipe.select is not None:
         targets = {i.domain for i in recipe.inputs if i.role == "target"}
         if recipe.select.target not in targets:

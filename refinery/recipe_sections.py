@@ -247,13 +247,19 @@ class MixStage(Section):
     """One phase of a plan."""
 
     share: Frac = Field(1.0, description="share of the token budget spent in this phase")
-    domains: dict[str, Frac] = Field(min_length=1, description="token share per domain")
+    domains: dict[str, Frac] = Field(default_factory=dict, description="token share per domain")
+    domain_heavy: str | None = Field(
+        None,
+        description="instead of domains: this one gets ten times its natural share and at least the largest one's",
+    )
     replay: Frac = Field(0.0, description="token share drawn from sources of role replay")
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> MixStage:
+        if bool(self.domains) == (self.domain_heavy is not None):
+            raise ValueError("give exactly one of domains (shares) and domain_heavy (a domain)")
         total = sum(self.domains.values()) + self.replay
-        if abs(total - 1.0) > 1e-6:
+        if self.domains and abs(total - 1.0) > 1e-6:
             raise ValueError(f"domains and replay sum to {total:.6f}, not 1 ± 1e-6; change them so that they do")
         return self
 
@@ -261,17 +267,32 @@ class MixStage(Section):
 class Mix(Section):
     """How much of what is trained on."""
 
-    budget_tokens: int | Literal["auto"] = Field(
+    budget_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="tokens a run will read; auto is the largest that the caps allow"
     )
     stages: tuple[MixStage, ...] = Field(min_length=1, description="phases, in order")
-    max_epochs: dict[str, float] = Field(default_factory=dict, description="cap on epochs per domain; 4 unless said")
+    max_epochs: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="cap on epochs per domain; 4 unless said"
+    )
+    max_shares: dict[str, Frac] = Field(
+        default_factory=dict, description="cap on a domain's share of the budget; code 0.5 and dialogue 0.1 unless said"
+    )
+    language_policy: Literal["natural", "temperature", "unimax"] = Field(
+        "natural", description="how a domain's tokens are spread over its languages"
+    )
+    temperature: float = Field(3.33, ge=1, description="of the policy temperature: p is proportional to size^(1/t)")
+    upsample: dict[str, Literal["fineweb2", "fineweb2_cmn_hani"] | dict[int, int]] = Field(
+        default_factory=dict, description="copies by duplicate cluster size, per domain: a preset or {size: copies}"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Mix:
         total = sum(stage.share for stage in self.stages)
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"the shares of the stages sum to {total:.6f}, not 1 ± 1e-6")
+        for domain, table in self.upsample.items():
+            if isinstance(table, dict) and (1 not in table or min(*table, *table.values()) < 1):
+                raise ValueError(f"upsample of {domain}: the first size is 1, sizes and copies are at least 1")
         return self
 
 

@@ -23,6 +23,23 @@ REPLAY = "replay"
 LANGUAGE_POLICIES = ("natural", "temperature", "unimax")
 R_STAR_TOKENS = 15.387756
 """Decay of the value of repeated tokens, in epochs (2305.16264, fitted constants of its repository)."""
+SHARE_CAPS: Mapping[str, tuple[float, str]] = {
+    "code": (0.5, "code up to half of the tokens did no harm to text tasks, more was not shown (2305.16264)"),
+    "dialogue": (
+        0.1,
+        "with much dialogue a model takes statements for openings of a conversation; no number is published, "
+        "a tenth is this project's cautious choice",
+    ),
+}
+"""Domain -> (most of the budget that it may have, why). A recipe's `max_shares` overrides them."""
+UPSAMPLE_TABLES: Mapping[str, Mapping[int, int]] = {
+    "fineweb2": {1: 1, 2: 2, 3: 3, 5: 5, 100: 8, 1000: 1},
+    "fineweb2_cmn_hani": {
+        **{1: 1, 2: 4, 4: 6, 6: 7, 7: 8, 9: 9, 16: 8, 20: 7, 26: 6, 31: 5, 36: 4, 44: 3, 52: 2, 60: 1},
+    },
+}
+"""Copies by cluster size, key = smallest size of the step. FineWeb-2's rehydration (2506.20920): its README's table,
+and the one tuned on Chinese (`misc/rehydration/weights/up_to_10_reps.json`, cmn_Hani)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +53,8 @@ class StreamSupply:
     unique_tokens: int
     upsample: float = 1.0
     """Factor on its size when tokens are spread inside the domain (by dedup cluster size or quality)."""
+    capacity_tokens: int | None = None
+    """Most tokens that may be read of it; its unique tokens times the cap on epochs if not given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +70,8 @@ class MixRequest:
     """How a domain's tokens are spread over its streams: natural, temperature or unimax."""
     temperature: float = 3.33
     """tau of the temperature policy; p is proportional to size**(1/tau). mT5 used 3.33."""
+    max_shares: Mapping[str, float] = field(default_factory=dict)
+    """Most of the budget per domain, before `SHARE_CAPS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +99,7 @@ def plan_mix(supplies: Sequence[StreamSupply], budget_tokens: int, request: MixR
     Returns: one entry per stream that is read, sorted by stream; tokens add up to the budget exactly and no stream
         passes its cap by more than one token.
     Raises: ConfigError: shares that do not add up, unknown domains, or a domain that cannot give its share; the message
-        names every limiting domain, its shortfall and two remedies.
+        names every limiting domain, its shortfall and two remedies; a share over its cap.
     """
     groups = _groups(supplies, request)
     if budget_tokens < 1:
@@ -94,7 +115,8 @@ def plan_mix(supplies: Sequence[StreamSupply], budget_tokens: int, request: MixR
         sizes = np.array([supply.unique_tokens for supply in groups[name]], dtype=np.float64)
         upsample = np.array([supply.upsample for supply in groups[name]], dtype=np.float64)
         weights = _stream_weights(sizes * upsample, tokens, cap, request)
-        spread = fill_under_caps(weights, sizes * cap, float(tokens))
+        capacities = np.array([_stream_capacity(supply, cap) for supply in groups[name]])
+        spread = fill_under_caps(weights, capacities, float(tokens))
         for supply, part in zip(groups[name], split_exactly(tokens, spread.tolist()), strict=True):
             if part > 0:
                 mixed.append(
@@ -126,15 +148,52 @@ def natural_shares(supplies: Sequence[StreamSupply]) -> dict[str, float]:
     return {name: size / total for name, size in sorted(sizes.items())} if total else {}
 
 
-def domain_heavy_share(natural: Mapping[str, float], domain: str) -> float:
-    """Propose a share for the target domain: ten times its natural share, and at least the largest natural share.
+def domain_heavy_shares(natural: Mapping[str, float], domain: str, replay: float = 0.0) -> dict[str, float]:
+    """Propose shares for training on general and domain text together from the start.
 
-    A published heuristic for mixing domain and general text from the start; shown beside the natural shares, never
-    applied silently. Capped at 1.
+    The domain gets ten times its natural share, and at least the largest natural share (a rule of practice for small
+    domains; no paper states it). The other domains keep their proportions in what is left beside replay.
+
+    Args:
+        natural: shares of unique tokens per domain, adding up to 1.
+        domain: the one to favour.
+        replay: share of the budget that is taken already.
+    Raises: ConfigError: no such domain, or nothing would be left for the others: the rule is for small domains.
     """
     if domain not in natural:
         raise ConfigError(f"domain {domain!r} is not among {', '.join(sorted(natural))}")
-    return min(1.0, max(10 * natural[domain], *natural.values()))
+    heavy = max(10 * natural[domain], *natural.values())
+    others = 1 - natural[domain]
+    if heavy + replay >= 1 or others <= 0:
+        raise ConfigError(
+            f"domain_heavy {domain}: its natural share is {natural[domain]:.3g}, so the rule gives it {heavy:.3g} of "
+            f"the budget and leaves nothing beside replay {replay:g}: it is for small domains; write `domains` yourself"
+        )
+    left = 1 - replay - heavy
+    return {name: heavy if name == domain else left * share / others for name, share in natural.items()}
+
+
+def copies_of_cluster(sizes: np.ndarray, table: Mapping[int, int]) -> np.ndarray:
+    """Return how many copies a document of a duplicate cluster stands for.
+
+    Args:
+        sizes: documents in its cluster, 1 for one without duplicates, shape (N,).
+        table: copies by the smallest size of each step; begins at 1.
+    Returns: int64, shape (N,).
+    Raises: ConfigError: a table that does not begin at 1, or copies below 1.
+    """
+    steps = sorted(table)
+    if not steps or steps[0] != 1 or min(table.values()) < 1:
+        raise ConfigError(f"copies by cluster size {dict(table)}: the first step is 1, copies are at least 1")
+    copies = np.array([table[step] for step in steps], dtype=np.int64)
+    return copies[np.searchsorted(np.array(steps), sizes, side="right") - 1]
+
+
+def share_cap(domain: str, request: MixRequest) -> tuple[float, str]:
+    """Return the most of the budget that a domain may have, and why; (1.0, "") without a cap."""
+    if domain in request.max_shares:
+        return request.max_shares[domain], "set by max_shares"
+    return SHARE_CAPS.get(domain, (1.0, ""))
 
 
 def epoch_value(epoch: int) -> float:
@@ -220,6 +279,13 @@ def _groups(supplies: Sequence[StreamSupply], request: MixRequest) -> dict[str, 
         )
     if request.language_policy not in LANGUAGE_POLICIES:
         raise ConfigError(f"language policy {request.language_policy!r}: choose one of {', '.join(LANGUAGE_POLICIES)}")
+    for name, share in request.shares.items():
+        cap, reason = share_cap(name, request)
+        if share > cap + SHARE_TOLERANCE:
+            raise ConfigError(
+                f"{name} has a share of {share:g}, over its cap of {cap:g}: {reason}; lower the share, or say "
+                f"`max_shares: {{{name}: {share:g}}}`"
+            )
     if REPLAY in request.shares:
         raise ConfigError("a domain named `replay` is ambiguous: give its share as `replay`")
     groups: dict[str, list[StreamSupply]] = {}
@@ -244,7 +310,17 @@ def _capacity(group: Sequence[StreamSupply], name: str, request: MixRequest) -> 
     cap = request.max_epochs.get(name, DEFAULT_MAX_EPOCHS)
     if cap <= 0:
         raise ConfigError(f"max_epochs of {name} is {cap}: it must be positive")
-    return cap * sum(supply.unique_tokens for supply in group)
+    return sum(_stream_capacity(supply, cap) for supply in group)
+
+
+def _stream_capacity(supply: StreamSupply, cap: float) -> float:
+    return cap * supply.unique_tokens if supply.capacity_tokens is None else float(supply.capacity_tokens)
+
+
+def _read_before(group: Sequence[StreamSupply], name: str, request: MixRequest) -> float:
+    """Tokens that earlier rows took out of a domain's cap."""
+    cap = request.max_epochs.get(name, DEFAULT_MAX_EPOCHS)
+    return sum(cap * supply.unique_tokens for supply in group) - _capacity(group, name, request)
 
 
 def _stream_weights(sizes: np.ndarray, tokens: int, cap: float, request: MixRequest) -> np.ndarray:
@@ -267,9 +343,9 @@ def _refuse_infeasible(groups: Mapping[str, list[StreamSupply]], budget_tokens: 
         largest = min(largest, int(capacity / share))
         problems.append(
             f"{name} is {math.ceil(needed - capacity):,} tokens short: its share {share:g} needs {round(needed):,}, "
-            f"{unique:,} unique tokens at {capacity / unique:g} epochs give {int(capacity):,}; lower the share to "
+            f"{unique:,} unique tokens at {capacity / unique:.4g} epochs give {int(capacity):,}; lower the share to "
             f"{math.floor(capacity / budget_tokens * 1e6) / 1e6:g} or raise max_epochs to "
-            f"{math.ceil(needed / unique * 100) / 100:g}"
+            f"{math.ceil((needed + _read_before(groups[name], name, request)) / unique * 100) / 100:g}"
         )
     if problems:
         raise ConfigError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,12 @@ from refinery.errors import ConfigError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
 from refinery.io.survivors import keep_mask, read_labels
-from refinery.kernels.mixing import MixRequest, StreamSupply, largest_budget, natural_shares, plan_mix
+from refinery.kernels.mixing import copies_of_cluster
 from refinery.recipe import Mix, Recipe
 from refinery.shards.manifest import StreamKey
 from refinery.stages.budget_cut import EVERYTHING, KeyColumns, budget_limits
 from refinery.stages.decisions import decisions_table, located
+from refinery.stages.mix_plan import plan_streams, supplies_of, upsample_tables
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import LABELS, TALLY_COLUMNS, tally
 from refinery.stages.workspace import (
@@ -42,7 +43,8 @@ from refinery.stages.workspace import (
 )
 
 NAME = "mix"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
+_SHOWN_LICENCES = 30
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class MixTask:
     """Part -> hash of its documents, decisions so far and tokens."""
     limits: dict[str, int]
     """Stream -> largest selection key packed; streams that are not named are not packed."""
+    upsample: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Domain -> copies by size of the duplicate cluster; a train document's weight bucket is its copies."""
 
 
-def stream_name(domain: str, role: str, lang: str | None, split: str) -> str:
+def stream_name(domain: str, role: str, lang: str | None, split: str, bucket: int = 0) -> str:
     """Return the name of the stream that a document belongs to."""
-    return StreamKey(domain=domain, role=role, lang=lang or "und", weight_bucket=0, split=split).name
+    return StreamKey(domain=domain, role=role, lang=lang or "und", weight_bucket=bucket, split=split).name
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -80,12 +84,15 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    ceilings, facts = plan_streams(mix, tokens.counts)
     counted = tokens.part_hashes("tokens")
     seen = {part: fingerprint_of(before, counted[part]) for part, before in seen.items()}
-    task = MixTask(recipe.workdir, recipe.seed, upto, seen, {})
-    limits = _limits(run_, task, ceilings, tokens.counts)
-    task = MixTask(**{**task.__dict__, "limits": limits})
+    if mix.upsample:
+        clusters = need_stage(recipe.workdir, "dedup_documents").content_hash  # a twin elsewhere changes sizes here
+        seen = {part: fingerprint_of(before, clusters) for part, before in seen.items()}
+    task = MixTask(recipe.workdir, recipe.seed, upto, seen, {}, upsample_tables(mix))
+    available = _available(run_, task, tokens.counts)
+    planned = plan_streams(mix, supplies_of(available))
+    task = replace(task, limits=_limits(run_, task, {e.stream: e.tokens for e in planned.streams}, available))
     results = run_part_tasks(run_.spark, sorted(seen), functools.partial(selection_part, task), None)
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, tokens.counts, counts)
@@ -97,7 +104,13 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         inputs=inputs,
         parts=part_entries("selection", results, "selection") + part_entries("decisions", results, "decisions"),
         counts=counts,
-        facts=facts,
+        facts={
+            **planned.facts(),
+            "upsample": {d: {str(k): v for k, v in table.items()} for d, table in task.upsample.items()},
+            "available_tokens": available,
+            "packed_tokens": _sums(r["packed_tokens"] for r in results),
+            "licences": _licences(r["licences"] for r in results),
+        },
         volatile={"part_seconds": sum(r["cpu_seconds"] for r in results)},
     )
     return commit_stage(run_, manifest, started)
@@ -109,85 +122,63 @@ def _section(recipe: Recipe) -> Mix:
     return recipe.mix
 
 
-def supplies_of(counts: Sequence[CountRow]) -> list[StreamSupply]:
-    """Return what each train stream has, from the counts of the tokenize stage."""
-    unique: dict[str, list[Any]] = {}
+def _available(run_: Run, task: MixTask, counts: Sequence[CountRow]) -> dict[str, int]:
+    """Return the tokens that came in by stream, validation included; duplicate clusters need a look at documents."""
+    if task.upsample:
+        results = run_part_tasks(run_.spark, sorted(task.upstream), functools.partial(sizes_part, task), None)
+        return _sums(r["tokens"] for r in results)
+    sums: dict[str, int] = {}
     for row in counts:
-        if row.kind == "kept" and row.split == "train":
+        if row.kind == "kept":
             name = stream_name(row.domain, row.role, row.lang, row.split)
-            unique.setdefault(name, [row.domain, row.role, 0])[2] += row.tokens
-    return [
-        StreamSupply(stream=name, domain=domain, role=role, unique_tokens=tokens)
-        for name, (domain, role, tokens) in sorted(unique.items())
-        if tokens
-    ]
+            sums[name] = sums.get(name, 0) + row.tokens
+    return dict(sorted(sums.items()))
 
 
-def plan_streams(mix: Mix, counts: Sequence[CountRow]) -> tuple[dict[str, int], dict[str, Any]]:
-    """Plan tokens per stream over all phases.
-
-    Returns: (unique tokens to pack per train stream, facts for the manifest: budget, token shares per phase and
-        stream, natural shares, epochs).
-
-    Raises:
-        ConfigError: infeasible shares, caps or budget.
-    """
-    supplies = supplies_of(counts)
-    domains = sorted({d for stage in mix.stages for d in stage.domains})
-    shares = {d: sum(s.share * s.domains.get(d, 0.0) for s in mix.stages) for d in domains}
-    replay = sum(s.share * s.replay for s in mix.stages)
-    request = MixRequest(shares=shares, replay=replay, max_epochs=mix.max_epochs)
-    budget = largest_budget(supplies, request) if mix.budget_tokens == "auto" else mix.budget_tokens
-    planned = plan_mix(supplies, budget, request)
-    of_domain: dict[str, int] = {}
-    for entry in planned:
-        of_domain[entry.domain] = of_domain.get(entry.domain, 0) + entry.tokens
-    phases = []
-    for stage in mix.stages:
-        wanted = {**stage.domains, "replay": stage.replay}
-        phases.append(
-            {
-                "share": stage.share,
-                "streams": {
-                    e.stream: wanted[e.domain] * e.tokens / of_domain[e.domain]
-                    for e in planned
-                    if wanted.get(e.domain, 0.0) > 0
-                },
-            }
-        )
-    ceilings = {e.stream: min(e.unique_tokens, e.tokens) for e in planned if e.tokens}
-    facts = {
-        "budget_tokens": budget,
-        "phases": phases,
-        "natural_shares": natural_shares(supplies),
-        "asked_shares": {**shares, "replay": replay},
-        "streams": [
-            {
-                "stream": e.stream,
-                "domain": e.domain,
-                "tokens": e.tokens,
-                "unique_tokens": e.unique_tokens,
-                "epochs": e.epochs,
-            }
-            for e in planned
-        ],
-    }
-    return ceilings, facts
+def sizes_part(task: MixTask, part: int) -> dict[str, Any]:
+    """Return the tokens of one part's documents that came in, by stream."""
+    names, _, tokens, entered = _part_columns(task, part)
+    return {"tokens": _sum_by(names[entered], tokens[entered])}
 
 
-def _limits(run_: Run, task: MixTask, ceilings: Mapping[str, int], counts: Sequence[CountRow]) -> dict[str, int]:
+def _sum_by(names: np.ndarray, amounts: np.ndarray) -> dict[str, int]:
+    found, inverse = np.unique(names.astype(str), return_inverse=True)
+    sums = np.zeros(len(found), dtype=np.int64)
+    np.add.at(sums, inverse, amounts)
+    return dict(zip(found.tolist(), sums.tolist(), strict=True))
+
+
+def _sums(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for part in parts:
+        for name, amount in part.items():
+            sums[name] = sums.get(name, 0) + amount
+    return dict(sorted(sums.items()))
+
+
+def _licences(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Return tokens by domain and licence; the rarest beyond `_SHOWN_LICENCES` of a domain are one line."""
+    sums: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for domain, found in part.items():
+            mine = sums.setdefault(domain, {})
+            for licence, tokens in found.items():
+                mine[licence] = mine.get(licence, 0) + tokens
+    out = {}
+    for domain, found in sorted(sums.items()):
+        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        out[domain] = dict(ordered[:_SHOWN_LICENCES])
+        rest = sum(tokens for _, tokens in ordered[_SHOWN_LICENCES:])
+        if rest:
+            out[domain][f"{len(ordered) - _SHOWN_LICENCES} others"] = rest
+    return out
+
+
+def _limits(run_: Run, task: MixTask, wanted: Mapping[str, int], available: Mapping[str, int]) -> dict[str, int]:
     """Return for each packed stream the largest selection key that goes in; validation streams go in whole."""
-    limits = dict.fromkeys(
-        {
-            stream_name(c.domain, c.role, c.lang, c.split)
-            for c in counts
-            if c.kind == "kept" and c.split == "validation"
-        },
-        EVERYTHING,
-    )
-    available = {s.stream: s.unique_tokens for s in supplies_of(counts)}
-    limits |= {s: EVERYTHING for s, ceiling in ceilings.items() if ceiling >= available[s]}
-    cut = {s: ceilings[s] for s in sorted(set(ceilings) - set(limits))}
+    limits = {s: EVERYTHING for s in available if s.endswith("/validation")}
+    limits |= {s: EVERYTHING for s, tokens in wanted.items() if tokens >= available[s]}
+    cut = {s: wanted[s] for s in sorted(set(wanted) - set(limits)) if wanted[s]}
     return limits | budget_limits(run_.spark, sorted(task.upstream), functools.partial(key_columns, task), cut)
 
 
@@ -204,7 +195,8 @@ def _part_columns(task: MixTask, part: int) -> tuple[np.ndarray, np.ndarray, np.
     counts = part_files.read_part(task.workdir, "tokenize", "tokens", part, ["num_tokens"]).column("num_tokens")
     labels = zip(*(documents.column(c).to_pylist() for c in columns[1:]), strict=True)
     cached = functools.cache(stream_name)
-    names = np.array([cached(*label) for label in labels], dtype=object)
+    buckets = _buckets(task, part, documents)
+    names = np.array([cached(*label, b) for label, b in zip(labels, buckets.tolist(), strict=True)], dtype=object)
     keys = keyed_uint64(task.seed, NAME, key_prefix_uint64(documents.column("doc_key").to_pylist()))
     if "select" in task.upto:  # importance keys are nested: the budget takes the best of what select left
         chosen = part_files.read_part(task.workdir, "select", "importance", part, ["order_key"]).column("order_key")
@@ -214,16 +206,33 @@ def _part_columns(task: MixTask, part: int) -> tuple[np.ndarray, np.ndarray, np.
     return names, keys, counts.fill_null(0).to_numpy(), entered
 
 
+def _buckets(task: MixTask, part: int, documents: pa.Table) -> np.ndarray:
+    """Return the weight bucket of each document, int64: its copies in upsampled domains, else 0."""
+    buckets = np.zeros(documents.num_rows, dtype=np.int64)
+    if not task.upsample:
+        return buckets
+    sizes = np.ones(documents.num_rows, dtype=np.int64)
+    if part in part_files.part_numbers(task.workdir, "dedup_documents", "clusters"):  # else none has a duplicate
+        clusters = part_files.read_part(task.workdir, "dedup_documents", "clusters", part, ["doc_id", "size"])
+        sizes[clusters.column("doc_id").to_numpy() & 0xFFFFFFFF] = clusters.column("size").to_numpy()
+    train = pc.equal(documents.column("split"), "train").to_numpy(zero_copy_only=False)
+    for domain, table in task.upsample.items():
+        mine = train & pc.equal(documents.column("domain"), domain).to_numpy(zero_copy_only=False)
+        buckets[mine] = copies_of_cluster(sizes[mine], table)
+    return buckets
+
+
 def selection_part(task: MixTask, part: int) -> dict[str, Any]:
     """Write one part's streams and decisions."""
-    print_ = fingerprint_of(NAME, ALGORITHM_VERSION, task.seed, task.limits, task.upstream[part])
+    tables = {d: list(table.items()) for d, table in task.upsample.items()}
+    print_ = fingerprint_of(NAME, ALGORITHM_VERSION, task.seed, task.limits, tables, task.upstream[part])
     selection_path = part_files.part_path(task.workdir, NAME, "selection", part)
     decisions_path = part_files.part_path(task.workdir, NAME, "decisions", part)
     selection = part_files.found_part(selection_path, print_)
     decisions = part_files.found_part(decisions_path, print_)
     if selection is None or decisions is None:
         names, keys, tokens, entered = _part_columns(task, part)
-        documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
+        documents = read_labels(task.workdir, part, ["doc_id", "license", *TALLY_COLUMNS], task.upto)
         highest = np.array([task.limits.get(name, -1) for name in names.tolist()], dtype=object)
         packed = np.array([int(k) <= h for k, h in zip(keys.tolist(), highest, strict=True)], dtype=bool)
         unwanted = pa.array(highest < 0)
@@ -234,6 +243,21 @@ def selection_part(task: MixTask, part: int) -> dict[str, Any]:
         table = pa.table({"doc_id": documents.column("doc_id"), "stream": chosen})
         selection = part_files.write_part(selection_path, table, SELECTION, print_)
         decided = decisions_table(documents.column("doc_id"), entered, reason_array, NAME)
-        result = {"counts": tally(documents.select([*LABELS, "num_bytes"]), entered, reason_array, tokens)}
+        taken = entered & packed
+        result = {
+            "counts": tally(documents.select([*LABELS, "num_bytes"]), entered, reason_array, tokens),
+            "packed_tokens": _sum_by(names[taken], tokens[taken]),
+            "licences": _tokens_by_licence(documents, taken, tokens),
+        }
         decisions = part_files.write_part(decisions_path, decided, DECISIONS, print_, result)
     return {**decisions.result, "selection": located(part, selection), "decisions": located(part, decisions)}
+
+
+def _tokens_by_licence(documents: pa.Table, taken: np.ndarray, tokens: np.ndarray) -> dict[str, dict[str, int]]:
+    licences = pc.fill_null(documents.column("license"), "not stated")
+    table = pa.table({"domain": documents.column("domain"), "licence": licences, "tokens": tokens})
+    found = table.filter(pa.array(taken)).group_by(["domain", "licence"]).aggregate([("tokens", "sum")])
+    out: dict[str, dict[str, int]] = {}
+    for row in sorted(found.to_pylist(), key=lambda r: (r["domain"], r["licence"])):
+        out.setdefault(row["domain"], {})[row["licence"]] = row["tokens_sum"]
+    return out

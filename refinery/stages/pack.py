@@ -24,10 +24,10 @@ from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.kernels.mixing import DEFAULT_MAX_EPOCHS
 from refinery.kernels.packing import plan_rows, row_bytes, write_rows
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
+from refinery.shards.card import CARD_NAME, card_text, card_values, facts_of
 from refinery.shards.format import Segments
 from refinery.shards.manifest import (
     FileHash,
@@ -39,15 +39,17 @@ from refinery.shards.manifest import (
     TokenizerInfo,
     build_manifest,
 )
-from refinery.shards.plan import MixPlan, first_plan, plan_bytes, realise
+from refinery.shards.plan import MixPlan, plan_bytes
 from refinery.shards.verify import verify_dataset
 from refinery.shards.writer import ShardSpec, write_manifest, write_shard
+from refinery.stages.origin import card_facts
 from refinery.stages.part_tasks import apply_groups, map_parts
+from refinery.stages.row_plan import new_plan, realised_facts
 from refinery.stages.workspace import Run, commit_stage, git_commit, need_stage, stage_fingerprint, up_to_date
 from refinery.tokenization.encode import open_encoder
 
 NAME = "pack"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 PLAN_NAME = "main"
 _ROWS = pa.schema([("shard", pa.string()), ("doc_key", pa.string()), ("ids", pa.binary())])
 
@@ -106,10 +108,13 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     rows = map_parts(run_.spark, parts, functools.partial(selected_rows, task), _ROWS)
     apply_groups(rows, ["shard"], functools.partial(pack_shard, task))
     entries = _entries(task)
-    manifest = _shard_manifest(recipe, task, entries)
+    manifest = _shard_manifest(recipe, mix, task, entries)
     write_manifest(task.folder, manifest)
     plan = _mix_plan(recipe, mix, manifest)
     storage.write_atomic(str(task.folder / "plan" / f"{PLAN_NAME}.json"), plan_bytes(plan))
+    facts = _facts(manifest, plan)
+    card = replace(facts_of(manifest), plan=facts["domains"])
+    storage.write_atomic(str(task.folder / CARD_NAME), card_text(manifest, card).encode())
     verify_dataset(task.folder, "sample")
     stage = StageManifest(
         stage=NAME,
@@ -119,7 +124,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         inputs=inputs,
         parts=[],
         counts=mix.counts,
-        facts=_facts(manifest, plan),
+        facts=facts,
     )
     return commit_stage(run_, stage, started)
 
@@ -137,11 +142,7 @@ def _stands(workdir: str, done: StageManifest) -> bool:
 
 def _task(recipe: Recipe, mix: StageManifest, tokens: StageManifest, fingerprint: str) -> PackTask:
     settings = recipe.pack.model_dump(mode="json") if recipe.pack else {}
-    sizes: dict[str, int] = {}
-    for row in mix.counts:
-        if row.kind == "kept":
-            key = StreamKey(domain=row.domain, role=row.role, lang=row.lang or "und", weight_bucket=0, split=row.split)
-            sizes[key.name] = sizes.get(key.name, 0) + row.tokens
+    sizes = mix.facts["packed_tokens"]
     num_shards = {s: max(1, -(-size // settings["shard_tokens"])) for s, size in sorted(sizes.items()) if size}
     if not num_shards:
         raise DataError("mix kept no document; nothing can be packed: look at the report's funnel")
@@ -247,7 +248,9 @@ def _entries(task: PackTask) -> dict[str, dict[str, Any]]:
     return {name: body for name in _shard_names(task) if (body := _read_entry(task, name)) is not None}
 
 
-def _shard_manifest(recipe: Recipe, task: PackTask, entries: dict[str, dict[str, Any]]) -> ShardManifest:
+def _shard_manifest(
+    recipe: Recipe, mix: StageManifest, task: PackTask, entries: dict[str, dict[str, Any]]
+) -> ShardManifest:
     by_stream: dict[StreamKey, list[PartEntry]] = {}
     for shard, body in entries.items():
         stream = shard.rpartition("/")[0]
@@ -267,7 +270,15 @@ def _shard_manifest(recipe: Recipe, task: PackTask, entries: dict[str, dict[str,
     tokenizer = TokenizerInfo(
         sha256=info.sha256, vocab_size=info.vocab_size, eos_id=eos, bos_id=-1, pad_id=pad, probe=info.probes
     )
-    unhashed = {"created_by": f"refinery {__version__}", "git_commit": git_commit(), "recipe_sha256": recipe.sha256()}
+    unhashed = {
+        "created_by": f"refinery {__version__}",
+        "git_commit": git_commit(),
+        "recipe_sha256": recipe.sha256(),
+        # what `refinery remix` may plan with: tokens that came to the mix, and those that it had packed
+        "available_tokens": mix.facts["available_tokens"],
+        "packed_tokens": mix.facts["packed_tokens"],
+        "card": card_values(card_facts(recipe)),
+    }
     return build_manifest(tokenizer, packing, by_stream, _lineage(recipe), unhashed)
 
 
@@ -292,37 +303,9 @@ def _lineage(recipe: Recipe) -> list[LineageStage]:
 
 def _mix_plan(recipe: Recipe, mix: StageManifest, manifest: ShardManifest) -> MixPlan:
     """Turn token shares into integer row weights over what was packed, phase after phase."""
-    present = {s.name for s in manifest.streams}
-    per_row = {s.name: s.total("loss_tokens") / max(s.rows, 1) for s in manifest.streams}
-    stages: list[tuple[float, dict[str, float]]] = []
-    drawn: dict[str, float] = {}
-    for phase in mix.facts["phases"]:
-        shares = {s: share for s, share in phase["streams"].items() if s in present and per_row[s]}
-        total = sum(shares.values())
-        if not total:
-            raise DataError("a phase of the mix has no packed stream; its domains were dropped upstream")
-        shares = {s: share / total for s, share in shares.items()}
-        tokens = phase["share"] * mix.facts["budget_tokens"]
-        for stream, share in shares.items():
-            drawn[stream] = drawn.get(stream, 0.0) + tokens * share / per_row[stream]
-        stages.append((sum(tokens * share / per_row[s] for s, share in shares.items()), shares))
-    scale = _within_caps(recipe, manifest, drawn)
-    return first_plan(manifest, recipe.seed, [(max(1, int(rows * scale)), shares) for rows, shares in stages])
-
-
-def _within_caps(recipe: Recipe, manifest: ShardManifest, drawn: dict[str, float]) -> float:
-    """Return the factor on all rows that keeps every stream within its cap on epochs.
-
-    A budget in tokens becomes rows through the tokens that a row predicts; document starts and padding predict nothing,
-    so that the last rows could pass a cap that the tokens meet.
-    """
+    phases = [(phase["share"], phase["streams"]) for phase in mix.facts["phases"]]
     caps = recipe.mix.max_epochs if recipe.mix else {}
-    scale = 1.0
-    for stream, rows in drawn.items():
-        key = manifest.stream(stream).key
-        cap = caps.get("replay" if key.role == "replay" else key.domain, DEFAULT_MAX_EPOCHS)
-        scale = min(scale, cap * manifest.stream(stream).rows / rows)
-    return scale
+    return new_plan(manifest, recipe.seed, phases, mix.facts["budget_tokens"], caps)
 
 
 def _facts(manifest: ShardManifest, plan: MixPlan) -> dict[str, Any]:
@@ -334,5 +317,5 @@ def _facts(manifest: ShardManifest, plan: MixPlan) -> dict[str, Any]:
         "documents_cut": manifest.packing.documents_cut,
         "dropped_tokens": manifest.packing.dropped_tokens,
         "streams": [{"stream": s.name, **{c: s.total(c) for c in columns}} for s in manifest.streams],
-        "realised": [asdict(r) for r in realise(plan, manifest)],
+        **realised_facts(plan, manifest),
     }

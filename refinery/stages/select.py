@@ -122,6 +122,8 @@ def _pool_bytes_wanted(recipe: Recipe, section: Select, counts: Sequence[CountRo
         return int(section.keep_frac * pool)
     if recipe.mix is None or recipe.mix.budget_tokens == "auto":
         raise ConfigError("select needs keep_frac, or a mix with budget_tokens as a number to work out what is needed")
+    if any(s.domain_heavy for s in recipe.mix.stages):
+        raise ConfigError("mix.domain_heavy is known after dedup only: give select.keep_frac")
     domains = {i.domain for i in recipe.inputs if i.role == "pool"} - set(section.exempt_domains)
     share = sum(s.share * v for s in recipe.mix.stages for d, v in s.domains.items() if d in domains)
     return int(recipe.mix.budget_tokens * share * section.oversample * ESTIMATED_BYTES_PER_TOKEN)

@@ -26,6 +26,7 @@ from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.stages.decisions import located
+from refinery.stages.mix_plan import phase_domains
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 from refinery.stages.vocabulary import make_vocabulary, origin_of
@@ -147,13 +148,20 @@ def _domain_weights(recipe: Recipe, train_bytes: dict[str, int]) -> dict[str, fl
     replay = sorted({i.domain for i in recipe.inputs if i.role == "replay"})
     replay_bytes = sum(train_bytes.get(d, 0) for d in replay)
     for stage in recipe.mix.stages:
-        for domain, share in stage.domains.items():
+        for domain, share in phase_domains(stage, _without_replay(recipe, train_bytes)).items():
             weights[domain] = weights.get(domain, 0.0) + stage.share * share
         for domain in replay if stage.replay else ():
             weights[domain] = weights.get(domain, 0.0) + stage.share * stage.replay * train_bytes.get(domain, 0) / max(
                 replay_bytes, 1
             )
     return weights
+
+
+def _without_replay(recipe: Recipe, train_bytes: dict[str, int]) -> dict[str, float]:
+    """Return each domain's share of the bytes outside replay, which stands in for its tokens."""
+    named = {i.domain for i in recipe.inputs if i.role != "replay"}
+    sizes = {domain: size for domain, size in sorted(train_bytes.items()) if domain in named}
+    return {domain: size / max(1, sum(sizes.values())) for domain, size in sizes.items()}
 
 
 def sample_part(task: TokenizeTask, part: int) -> dict[str, Any]:

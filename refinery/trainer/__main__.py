@@ -44,9 +44,12 @@ class TrainFile:
     tokenizer: Path | None
 
 
-def load_train_file(path: Path) -> TrainFile:
+def load_train_file(path: Path, plan: Path | None = None) -> TrainFile:
     """Read train.json, open its data and fill in defaults; paths are relative to the file.
 
+    Args:
+        path: train.json.
+        plan: mix plan instead of the file's, for a run that goes on with a plan that `refinery remix` continued.
     Raises:
         ConfigError: unknown or missing keys, or a model that does not fit the data.
         IntegrityError: damaged data.
@@ -63,7 +66,7 @@ def load_train_file(path: Path) -> TrainFile:
     folder = path.parent
     manifest = folder / values["manifest"]
     root = manifest.parent if manifest.name.endswith(".json") else manifest
-    source = open_shards(root, folder / values["plan"], verify=values.get("verify", "start"))
+    source = open_shards(root, plan or folder / values["plan"], verify=values.get("verify", "start"))
     config = resolve_config(values.get("model"), dict(values.get("options", {})), source)
     tokenizer = folder / values["tokenizer"] if values.get("tokenizer") else None
     return TrainFile(config, source, folder / values["out_dir"], values.get("name", ""), tokenizer)
@@ -129,10 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one training; return the exit code of `refinery.errors`."""
     parser = argparse.ArgumentParser(prog="python -m refinery.trainer", description="Train from packed shards.")
     parser.add_argument("--config", required=True, type=Path, help="train.json")
+    parser.add_argument("--plan", type=Path, help="mix plan instead of the file's, made by `refinery remix --at-row`")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        run = load_train_file(parsed.config)
+        run = load_train_file(parsed.config, parsed.plan)
         record = train(run.config, run.source, run.out_dir, name=run.name, progress=_show)
         if run.tokenizer is not None and record.status in ("finished", "early_stop") and is_main_rank():
             _export(run, run.tokenizer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -115,13 +116,69 @@ def test_value_of_epochs_adds_up_to_the_data_constrained_law():
     assert mixing.epoch_value(16) == pytest.approx(0.390, abs=0.001)
 
 
-def test_domain_heavy_share_lifts_small_domains():
+def test_domain_heavy_shares_lift_small_domains_and_are_no_rule_for_large_ones():
     natural = mixing.natural_shares(SUPPLIES)
     assert natural["law"] == pytest.approx(1.1 / 51.1)
-    assert mixing.domain_heavy_share(natural, "law") == pytest.approx(natural["web"])
-    assert mixing.domain_heavy_share({"a": 0.3, "b": 0.4, "c": 0.3}, "a") == 1.0
+    two = {"law": 0.3, "web": 0.7}
+    small = {"law": 0.02, "web": 0.6, "code": 0.38}
+    shares = mixing.domain_heavy_shares(small, "law", replay=0.1)
+    assert shares["law"] == pytest.approx(0.6)  # the largest natural share, over ten times its own
+    assert shares["web"] / shares["code"] == pytest.approx(0.6 / 0.38)
+    assert sum(shares.values()) == pytest.approx(0.9)
+    many = {"law": 0.05, **{f"d{i}": 0.95 / 19 for i in range(19)}}
+    assert mixing.domain_heavy_shares(many, "law")["law"] == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match="small domains"):
+        mixing.domain_heavy_shares(two, "law")
+    with pytest.raises(ConfigError, match="moon"):
+        mixing.domain_heavy_shares(natural, "moon")
+
+
+def test_code_and_dialogue_have_caps_with_reasons():
+    supplies = [
+        mixing.StreamSupply(stream=f"{d}/pool/en/w0/train", domain=d, role="pool", unique_tokens=10**9)
+        for d in ("code", "dialogue", "web")
+    ]
+    for domain, share, reason in (("code", 0.6, "2305.16264"), ("dialogue", 0.2, "openings of a conversation")):
+        shares = {domain: share, "web": 1 - share}
+        with pytest.raises(ConfigError, match=reason) as refused:
+            mixing.plan_mix(supplies, 1000, mixing.MixRequest(shares=shares))
+        assert f"max_shares: {{{domain}: {share:g}}}" in str(refused.value)
+        raised = mixing.MixRequest(shares=shares, max_shares={domain: share})
+        assert sum(e.tokens for e in mixing.plan_mix(supplies, 1000, raised)) == 1000
+    own = mixing.MixRequest(shares={"web": 0.9, "code": 0.1}, max_shares={"web": 0.5})
+    with pytest.raises(ConfigError, match="set by max_shares"):
+        mixing.plan_mix(supplies, 1000, own)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50))
+def test_copies_follow_the_steps_of_the_table(sizes):
+    for table in mixing.UPSAMPLE_TABLES.values():
+        expected = [table[max(step for step in table if step <= size)] for size in sizes]
+        assert mixing.copies_of_cluster(np.array(sizes), table).tolist() == expected
     with pytest.raises(ConfigError):
-        mixing.domain_heavy_share(natural, "moon")
+        mixing.copies_of_cluster(np.array(sizes), {2: 2})
+
+
+def test_fineweb2_presets_hold_the_published_steps():
+    sizes = np.array([1, 2, 3, 4, 5, 99, 100, 999, 1000])
+    assert mixing.copies_of_cluster(sizes, mixing.UPSAMPLE_TABLES["fineweb2"]).tolist() == [1, 2, 3, 3, 5, 5, 8, 8, 1]
+    tuned = mixing.copies_of_cluster(np.array([3, 5, 10, 30, 59, 60]), mixing.UPSAMPLE_TABLES["fineweb2_cmn_hani"])
+    assert tuned.tolist() == [4, 6, 9, 6, 2, 1]
+
+
+def test_upsampled_streams_are_read_in_proportion_to_their_copies():
+    supplies = [
+        mixing.StreamSupply(
+            stream=f"web/pool/en/w{n}/train", domain="web", role="pool", unique_tokens=1_000_000, upsample=n
+        )
+        for n in (1, 2, 3)
+    ]
+    planned = mixing.plan_mix(supplies, 600_000, mixing.MixRequest(shares={"web": 1.0}))
+    assert [e.tokens for e in planned] == [100_000, 200_000, 300_000]
+    limited = [dataclasses.replace(s, capacity_tokens=150_000) for s in supplies]
+    assert [e.tokens for e in mixing.plan_mix(limited, 400_000, mixing.MixRequest(shares={"web": 1.0}))] == [
+        100_000, 150_000, 150_000]  # fmt: skip
+    assert mixing.largest_budget(limited, mixing.MixRequest(shares={"web": 1.0})) == 450_000
 
 
 @given(st.integers(0, 10**15), st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(lambda s: sum(s) > 0))

@@ -14,7 +14,7 @@ from refinery.shards import order
 from refinery.shards.plan import MixPlan, PlanStage, draws_at, first_plan, integer_weights
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "order-v1.json"
-EIGHT = [0.70, 0.15, 0.08, 0.04, 0.02, 0.009, 0.0009, 0.0001]
+EIGHT = [0.70, 0.15, 0.10, 0.03, 0.015, 0.004, 0.0009, 0.0001]
 WEIGHTS = st.lists(st.integers(1, 2**17), min_size=1, max_size=8).map(lambda w: sorted(w, reverse=True))
 
 
@@ -55,7 +55,7 @@ def test_every_prefix_and_batch_keeps_the_ratio_on_the_eight_domain_plan():
     deviation = np.abs(drawn - np.arange(1, 200_001)[:, None] * ideal)
     assert deviation.max() <= 1.0
     batches = (index[: 781 * 256].reshape(781, 256)[:, :, None] == np.arange(8)).sum(axis=1)
-    assert np.abs(batches - 256 * ideal).max() <= 1.31
+    assert np.abs(batches - 256 * ideal).max() <= 1.2
 
 
 def test_prefixes_of_random_plans_stay_close_to_the_ratio():

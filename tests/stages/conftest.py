@@ -4,8 +4,16 @@ import shutil
 
 import pytest
 
+from tests.shards import datasets
 from tests.stages.corpus import build_corpus, recipe_values
 from tests.stages.runs import run_stages
+
+
+@pytest.fixture(scope="session")
+def shared_dataset(tmp_path_factory):
+    """(root, manifest) of a packed data set that no test changes."""
+    root = tmp_path_factory.mktemp("shards")
+    return root, datasets.build(root)
 
 
 @pytest.fixture(scope="session")

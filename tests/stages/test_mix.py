@@ -148,3 +148,41 @@ def test_a_domain_without_a_share_is_not_packed(spark, done, tmp_path):
     run_stages(spark, values)
     dropped = {(c.reason, c.domain) for c in need_stage(values["workdir"], "mix").counts if c.kind == "dropped"}
     assert dropped == {("mix.no_share", "news"), ("mix.no_share", "general")}
+
+
+def test_duplicate_clusters_become_weight_buckets_that_are_read_more_often(spark, done, tmp_path):
+    values = fork(done, tmp_path / "run")
+    values["mix"] = {
+        "budget_tokens": 20_000,
+        "upsample": {"web": {1: 1, 2: 3}},
+        "stages": [{"domains": {"law": 0.4, "web": 0.6}}],
+    }
+    run_stages(spark, values)
+    workdir = values["workdir"]
+    sizes = {r["doc_id"]: r["size"] for r in whole_table(workdir, "dedup_documents", "clusters").to_pylist()}
+    assert sizes
+    columns = ["doc_id", "domain", "split"]
+    documents = {r["doc_id"]: r for r in whole_table(workdir, "ingest", "documents", columns).to_pylist()}
+    chosen = whole_table(workdir, "mix", "selection", ["doc_id", "stream"]).to_pylist()
+    for row in chosen:
+        doc = documents[row["doc_id"]]
+        if row["stream"]:
+            copies = 3 if sizes.get(row["doc_id"], 1) >= 2 else 1
+            bucket = copies if doc["domain"] == "web" and doc["split"] == "train" else 0
+            assert f"/w{bucket}/" in row["stream"]
+    facts = need_stage(workdir, "mix").facts
+    epochs = {s["stream"].split("/w")[1][0]: s["epochs"] for s in facts["streams"] if s["domain"] == "web"}
+    assert epochs["3"] == pytest.approx(3 * epochs["1"], rel=0.01)
+    root = _root(values)
+    realised = {s.name: s.rows for s in load_manifest(root).streams}
+    assert {name.split("/")[3] for name in realised if name.startswith("web/")} == {"w0", "w1", "w3"}
+    assert facts["packed_tokens"] == {s.name: s.total("tokens") for s in load_manifest(root).streams}
+    assert sum(facts["available_tokens"].values()) == sum(
+        c.tokens for c in need_stage(workdir, "tokenize").counts if c.kind == "kept"
+    )
+
+
+def test_licences_of_what_is_packed_are_counted_in_tokens(done):
+    facts = need_stage(done["workdir"], "mix").facts
+    packed = sum(facts["packed_tokens"].values())
+    assert sum(t for found in facts["licences"].values() for t in found.values()) == packed > 0
