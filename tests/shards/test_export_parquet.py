@@ -21,8 +21,8 @@ def _read(files):
     columns = {name: [] for name in ("row", "input_ids", "seg_len", "doc_hash", "seg_flags")}
     for file in files:
         table = pq.read_table(file)
-        for name, values in columns.items():
-            values += table.column(name).to_pylist()
+        for name in columns:
+            columns[name] += table.column(name).to_pylist()
     counts = [len(lengths) for lengths in columns["seg_len"]]
     flat = {name: [v for row in columns[name] for v in row] for name in ("seg_len", "doc_hash", "seg_flags")}
     segments = Segments(
@@ -46,12 +46,9 @@ def test_rows_and_documents_come_back(shared_dataset, tmp_path, monkeypatch, gro
             rows, tokens, segments = _read(export.files[stream.name])
             assert rows == list(range(stream.rows))
             assert np.array_equal(tokens, expected)
-            for mine, theirs in zip(
-                (segments.row_ptr, segments.doc_hash, segments.seg_len, segments.flags),
-                (lambda s: (s.row_ptr, s.doc_hash, s.seg_len, s.flags))(reader.segments(index, np.arange(stream.rows))),
-                strict=True,
-            ):
-                assert np.array_equal(mine, theirs)
+            theirs = reader.segments(index, np.arange(stream.rows))
+            for name in ("row_ptr", "doc_hash", "seg_len", "flags"):
+                assert np.array_equal(getattr(segments, name), getattr(theirs, name)), name
     assert json.loads((tmp_path / "export.json").read_text())["content_hash"] == manifest.content_hash
     first = next(iter(export.files.values()))[0]
     assert pq.read_schema(first).metadata[b"refinery.content_hash"].decode() == manifest.content_hash
@@ -61,7 +58,8 @@ def test_card_names_every_file_once_by_configuration_and_split(shared_dataset, t
     root, manifest = shared_dataset
     export = export_parquet(root, manifest, tmp_path, CardFacts(name="rows"))
     front = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
-    found = [path for config in front["configs"] for entry in config["data_files"] for path in tmp_path.glob(entry["path"])]
+    entries = [entry for config in front["configs"] for entry in config["data_files"]]
+    found = [path for entry in entries for path in tmp_path.glob(entry["path"])]
     assert sorted(found) == sorted(path for files in export.files.values() for path in files)
     law = next(c for c in front["configs"] if c["config_name"] == "law-target-zh-w0")
     assert {entry["split"] for entry in law["data_files"]} == {"train", "validation"}
