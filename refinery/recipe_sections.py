@@ -77,6 +77,7 @@ class Rules(Section):
     by_domain: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="presets of single domains, instead of `presets`; an empty list exempts one"
     )
+    segment_chinese: bool = Field(True, description="segment Chinese into words, for signals and for later stages")
 
 
 class Quality(Section):

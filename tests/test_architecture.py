@@ -58,7 +58,7 @@ SAME_LAYER = {
 }
 
 # `io` may use only these kernels: the one reader of text applies cuts.
-KERNELS_OF_IO = {"refinery.kernels.cuts", "refinery.kernels.text"}
+KERNELS_OF_IO = {"refinery.kernels.boundaries", "refinery.kernels.cuts", "refinery.kernels.text"}
 
 # Third-party package -> layers that may import it; packages that are not listed are free.
 ONLY_IN: dict[str, set[str]] = {

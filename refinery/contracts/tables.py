@@ -67,6 +67,8 @@ LANGUAGE = _schema(
     ("cyrillic_frac", pa.float32(), True),
 )
 
+WORDS = _schema(("doc_id", pa.int64(), False), ("boundaries", pa.large_binary(), True))
+
 TRAINING = _schema(
     ("doc_id", pa.int64(), False), ("label", pa.string(), False), ("holdout", pa.bool_(), False),
     ("line", pa.large_binary(), False),
@@ -192,6 +194,7 @@ TABLES: dict[str, pa.Schema] = {
     "decisions": DECISIONS,
     "cuts": CUTS,
     "language": LANGUAGE,
+    "words": WORDS,
     "training": TRAINING,
     "quality": QUALITY,
     "importance": IMPORTANCE,

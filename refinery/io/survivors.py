@@ -11,10 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from refinery.errors import SchemaError
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.kernels.cuts import apply_cuts
-from refinery.kernels.text import text_views
+from refinery.kernels.boundaries import cut_boundaries, pack_boundaries, unpack_boundaries
+from refinery.kernels.cuts import apply_cuts, kept_bytes
+from refinery.kernels.text import TextViews, text_views
+
+WORDS = "words"
+"""Column name under which `read_survivors` hands out stored word boundaries."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,19 @@ class Survivors:
     """int64: row numbers inside the part."""
     table: pa.Table
     """The columns asked for, text included, cuts applied; row i belongs to ``rows[i]``."""
+
+    def boundaries(self, views: TextViews) -> np.ndarray | None:
+        """Return the word boundaries of the text, for `words.word_spans`, `signals.signals` and their like.
+
+        Args:
+            views: of the table's text column.
+        Returns: uint8, shape of `views.data`; None where the column ``words`` was not asked for, or no document of
+            the slice holds Han: then every Han and kana character is a word.
+        """
+        if WORDS not in self.table.column_names:
+            return None
+        packed = self.table.column(WORDS)
+        return unpack_boundaries(views, packed) if packed.null_count < len(packed) else None
 
 
 def keep_mask(workdir: str, part: int, num_rows: int, upto: Sequence[str]) -> np.ndarray:
@@ -71,22 +89,32 @@ def read_survivors(
         workdir: the run's folder.
         part: part number.
         columns: document columns; ``text`` comes with every earlier cut applied, ``lang`` as `read_labels` has it.
+            ``words`` beside ``text``: the bitmaps of its word boundaries that rules stored (large_binary, null for
+            documents without Han), cuts applied, the first byte after a cut starting a word.
         upto: deciding stages before the caller, in order.
         slice_rows: documents per slice; bounds memory, never changes results.
     Raises:
-        IntegrityError: the part is missing or damaged, or a cut does not fit. SchemaError: a column is missing.
+        IntegrityError: the part is missing or damaged, or a cut does not fit. SchemaError: a column is missing, or
+            ``words`` is asked for without ``text``.
     """
+    if WORDS in columns and "text" not in columns:
+        raise SchemaError("word boundaries come with the text that they belong to; ask for the column text too")
+    stored = [c for c in columns if c != WORDS]
+    words = part_files.read_part(workdir, "rules", WORDS, part, ["boundaries"]) if WORDS in columns else None
     num_rows = part_files.read_part(workdir, "ingest", "documents", part, ["num_bytes"]).num_rows
     mask = keep_mask(workdir, part, num_rows, upto)
     cuts = read_cuts(workdir, part, upto)
     start = 0
-    for batch in part_files.read_batches(workdir, "ingest", "documents", part, columns, slice_rows):
+    for batch in part_files.read_batches(workdir, "ingest", "documents", part, stored, slice_rows):
         rows = np.flatnonzero(mask[start : start + batch.num_rows])
         if len(rows):
             table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
             if len(rows) < batch.num_rows:
                 table = table.take(rows)
-            table = _with_language(workdir, part, table.select(list(columns)), upto, rows + start)
+            table = _with_language(workdir, part, table.select(stored), upto, rows + start)
+            if words is not None:
+                mine = words.column("boundaries").take(pa.array(rows + start))
+                table = table.append_column(WORDS, mine).select(list(columns))
             yield _with_cuts(Survivors(rows + start, table), cuts)
         start += batch.num_rows
 
@@ -106,12 +134,17 @@ def _with_cuts(survivors: Survivors, cuts: pa.Table | None) -> Survivors:
     if cuts is None or "text" not in survivors.table.column_names:
         return survivors
     rows = cuts.column("doc_id").to_numpy() & 0xFFFFFFFF
-    text = apply_cuts(
-        text_views(survivors.table.column("text")),
-        survivors.rows,
-        rows,
-        cuts.column("start").to_numpy(),
-        cuts.column("end").to_numpy(),
-    )
+    spans = (cuts.column("start").to_numpy(), cuts.column("end").to_numpy())
+    views = text_views(survivors.table.column("text"))
+    text = apply_cuts(views, survivors.rows, rows, *spans)
     index = survivors.table.column_names.index("text")
-    return Survivors(survivors.rows, survivors.table.set_column(index, "text", text))
+    table = survivors.table.set_column(index, "text", text)
+    flags = survivors.boundaries(views)
+    kept = kept_bytes(views, survivors.rows, rows, *spans) if flags is not None else None
+    if flags is not None and kept is not None:
+        begin, end = int(views.offsets[0]), int(views.offsets[-1])
+        left = cut_boundaries(flags[begin:end], kept[0])
+        present = survivors.table.column(WORDS).is_valid().to_numpy()
+        packed = pack_boundaries(text_views(text), left, present)
+        table = table.set_column(table.column_names.index(WORDS), WORDS, packed)
+    return Survivors(survivors.rows, table)

@@ -35,10 +35,25 @@ def apply_cuts(
     Raises:
         IntegrityError: a cut reaches outside its document.
     """
+    kept = kept_bytes(views, rows, cut_rows, starts, ends)
+    if kept is None:
+        return _as_array(views.offsets, views.data)
+    keep, new_lengths = kept
+    data = views.data[views.offsets[0] : views.offsets[-1]][keep]
+    return _as_array(np.concatenate([[0], np.cumsum(new_lengths)]).astype(np.int64), data)
+
+
+def kept_bytes(
+    views: TextViews, rows: np.ndarray, cut_rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return which bytes of the documents cuts leave; None if no cut is theirs. Args and errors as `apply_cuts`.
+
+    Returns: (bool, one per byte from ``offsets[0]`` to ``offsets[-1]``; int64, shape (D,): new lengths).
+    """
     index = np.searchsorted(rows, cut_rows)
     inside = (index < len(rows)) & (rows[np.minimum(index, max(len(rows) - 1, 0))] == cut_rows) if len(rows) else None
     if inside is None or not inside.any():
-        return _as_array(views.offsets, views.data)
+        return None
     owners = index[inside]
     order = np.argsort(owners, kind="stable")
     owners, starts, ends = owners[order], starts[inside][order], ends[inside][order]
@@ -53,8 +68,7 @@ def apply_cuts(
         for start, end in merged_spans(starts[mine], ends[mine]):
             keep[base[owner] + start : base[owner] + end] = False
             new_lengths[owner] -= end - start
-    data = views.data[views.offsets[0] : views.offsets[-1]][keep]
-    return _as_array(np.concatenate([[0], np.cumsum(new_lengths)]).astype(np.int64), data)
+    return keep, new_lengths
 
 
 def _as_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:

@@ -117,8 +117,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
     """Check before any work what a stage would only find at its start, perhaps hours later.
 
     Raises:
-        ConfigError: an unknown preset or signal, a missing tokenizer, tokenizer recipe, classifier or host list; a
-            workdir on an object store for stages that need a mounted folder.
+        ConfigError: an unknown preset or signal, no dictionary, a missing tokenizer, tokenizer recipe, classifier or
+            host list; a workdir on an object store for stages that need a mounted folder.
     """
     mounted = [name for name in ("quality", "tokenize", "pack", "train") if name in stages]
     if mounted and not storage.is_local(recipe.workdir):
@@ -128,6 +128,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         )
     if "rules" in stages:
         rules.recipe_rules(recipe)
+        rules.segmentation_identity(recipe)
     if "screen" in stages and recipe.screen:
         screen.read_hosts(recipe.screen.blocked_hosts)
     if "tokenize" in stages:

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from refinery.contracts.manifest import fingerprint_of
 from refinery.errors import ConfigError
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels
-from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.recipe import Recipe
 from refinery.stages import rules
 from refinery.stages.workspace import Run, load_stage, need_stage
@@ -98,7 +96,7 @@ def plan_retune(recipe: Recipe) -> Retuning:
 
 
 def _check_signals(task: rules.RulesTask, part: int) -> None:
-    wanted = fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part])
+    wanted = rules.signals_fingerprint(task, part)
     if part_files.part_fingerprint(part_files.part_path(task.workdir, rules.NAME, "signals", part)) != wanted:
         raise ConfigError(_not_current(part))
 

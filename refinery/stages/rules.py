@@ -1,7 +1,7 @@
 """rules: signals are facts, computed once; thresholds are policy, decided again in a pass over numbers.
 
-One part task makes sure that the part's ``signals`` stand and then decides. A changed threshold therefore re-decides
-in seconds and never reads text.
+One part task makes sure that the part's ``signals`` stand, and the boundaries of its Chinese words, and then decides. A
+changed threshold therefore re-decides in seconds and never reads text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
-from refinery.contracts.tables import DECISIONS
+from refinery.contracts.tables import DECISIONS, WORDS
 from refinery.errors import ConfigError
 from refinery.io import parts as part_files
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.kernels.boundaries import pack_boundaries
 from refinery.kernels.decide import decide
 from refinery.kernels.preset import Rule, load_preset, load_rules
+from refinery.kernels.segmentation import ALGORITHM_VERSION as SEGMENTATION_VERSION
+from refinery.kernels.segmentation import segment_han
+from refinery.kernels.segmentation_dictionary import dictionary_identity
 from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.kernels.signals import signal_batch, signal_schema, signals
 from refinery.kernels.text import text_views
@@ -39,7 +43,7 @@ from refinery.stages.workspace import (
 )
 
 NAME = "rules"
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RulesTask:
     upstream: dict[int, str]
     """Part -> hash of its documents and of the decisions before this stage."""
     rules_identity: str
+    segmentation: str | None
+    """What word boundaries are a function of besides the text; None = none are made."""
 
 
 def signals_schema() -> pa.Schema:
@@ -81,13 +87,23 @@ def recipe_rules(recipe: Recipe) -> tuple[tuple[Rule, ...], dict[str, int]]:
     return rules, dict(sorted(masks.items()))
 
 
+def segmentation_identity(recipe: Recipe) -> str | None:
+    """Return what identifies the segmentation that a recipe stores: its version and its dictionary; None for none.
+
+    Raises:
+        ConfigError: the package with the dictionary is not installed.
+    """
+    wanted = recipe.rules is not None and recipe.rules.segment_chinese
+    return fingerprint_of("words", SEGMENTATION_VERSION, dictionary_identity()) if wanted else None
+
+
 def run(run_: Run, *, force: bool = False) -> StageManifest:
     """Compute signals where they are missing and decide every document."""
     started = time.monotonic()
     recipe = run_.recipe
     rules, masks = recipe_rules(recipe)
     _, upstream, seen = upstream_of(run_, NAME)
-    recipe_slice = _recipe_slice(rules, masks)
+    recipe_slice = {**_decided_by(rules, masks), "segmentation": segmentation_identity(recipe)}
     inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
@@ -103,7 +119,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         algorithm_version=ALGORITHM_VERSION,
         recipe_slice=recipe_slice,
         inputs=inputs,
-        parts=part_entries("signals", results, "signals") + part_entries("decisions", results, "decisions"),
+        parts=[e for table in ("signals", "words", "decisions") for e in part_entries(table, results, table)],
         counts=counts,
         facts={
             "rule_names": [rule.name for rule in rules],
@@ -123,21 +139,24 @@ def rules_task(run_: Run) -> RulesTask:
     """
     rules, masks = recipe_rules(run_.recipe)
     upto, _, seen = upstream_of(run_, NAME)
-    identity = fingerprint_of(_recipe_slice(rules, masks))
-    return RulesTask(run_.workdir, rules, masks, upto, run_.slice_rows, seen, identity)
+    identity = fingerprint_of(_decided_by(rules, masks))
+    segmentation = segmentation_identity(run_.recipe)
+    return RulesTask(run_.workdir, rules, masks, upto, run_.slice_rows, seen, identity, segmentation)
 
 
-def _recipe_slice(rules: tuple[Rule, ...], masks: dict[str, int]) -> dict[str, Any]:
+def signals_fingerprint(task: RulesTask, part: int) -> str:
+    """Return what the signals of one part are a function of: the text, and the words that they count."""
+    told = [task.segmentation] if task.segmentation is not None else []
+    return fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part], *told)
+
+
+def _decided_by(rules: tuple[Rule, ...], masks: dict[str, int]) -> dict[str, Any]:
     return {"rules": [rule._asdict() | {"langs": list(rule.langs)} for rule in rules], "masks": masks}
 
 
 def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
-    """Make sure that one part has its signals and its decisions."""
-    signals_print = fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part])
-    path = part_files.part_path(task.workdir, NAME, "signals", part)
-    signals_file = part_files.found_part(path, signals_print) or part_files.write_part(
-        path, _compute_signals(task, part), signals_schema(), signals_print
-    )
+    """Make sure that one part has its signals, its word boundaries where they are wanted, and its decisions."""
+    signals_file, words_file = _facts(task, part)
     decisions_print = fingerprint_of(NAME, ALGORITHM_VERSION, signals_file.content_hash, task.rules_identity)
     path = part_files.part_path(task.workdir, NAME, "decisions", part)
     decisions_file = part_files.found_part(path, decisions_print)
@@ -147,24 +166,57 @@ def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     return {
         **decisions_file.result,
         "signals": located(part, signals_file),
+        "words": located(part, words_file) if words_file is not None else None,
         "decisions": located(part, decisions_file),
     }
 
 
-def _compute_signals(task: RulesTask, part: int) -> pa.Table:
-    """Return the part's signals, aligned; null for documents that an earlier stage dropped."""
+def _facts(task: RulesTask, part: int) -> tuple[part_files.PartFile, part_files.PartFile | None]:
+    """Return a part's signals and word boundaries; what is missing of them is made in one pass over the text."""
+    signals_print = signals_fingerprint(task, part)
+    words_print = fingerprint_of("words", task.upstream[part], task.segmentation)
+    wanted = task.segmentation is not None
+    signals_path = part_files.part_path(task.workdir, NAME, "signals", part)
+    words_path = part_files.part_path(task.workdir, NAME, "words", part)
+    signals_file = part_files.found_part(signals_path, signals_print)
+    words_file = part_files.found_part(words_path, words_print) if wanted else None
+    if signals_file is None or (wanted and words_file is None):
+        computed, boundaries = _compute(task, part)
+        signals_file = part_files.write_part(signals_path, computed, signals_schema(), signals_print)
+        if wanted:
+            words_file = part_files.write_part(words_path, boundaries, WORDS, words_print)
+    return signals_file, words_file
+
+
+def _compute(task: RulesTask, part: int) -> tuple[pa.Table, pa.Table]:
+    """Return the part's signals and word boundaries, aligned; null for documents that an earlier stage dropped.
+
+    Boundaries are of the text as ingested: no stage before this one cuts.
+    """
     ids = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id"]).column("doc_id")
     rows: list[np.ndarray] = []
     batches: list[pa.RecordBatch] = []
+    bitmaps: list[pa.Array] = []
     for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
-        batches.append(signal_batch(signals(text_views(piece.table.column("text")))))
+        views = text_views(piece.table.column("text"))
+        found = segment_han(views) if task.segmentation is not None else None
+        if found is None or not found.has_han.any():
+            bitmaps.append(pa.nulls(views.num_docs, pa.large_binary()))
+            batches.append(signal_batch(signals(views)))
+        else:
+            bitmaps.append(pack_boundaries(views, found.boundaries, found.has_han))
+            batches.append(signal_batch(signals(views, found.boundaries)))
         rows.append(piece.rows)
-    computed = pa.Table.from_batches(batches, signal_schema())
     place = np.full(len(ids), -1, dtype=np.int64)
-    found = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
-    place[found] = np.arange(len(found))
-    aligned = computed.take(pa.array(place, mask=place < 0))
-    return pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
+    seen = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
+    place[seen] = np.arange(len(seen))
+    index = pa.array(place, mask=place < 0)
+    aligned = pa.Table.from_batches(batches, signal_schema()).take(index)
+    boundaries = pa.chunked_array(bitmaps, pa.large_binary()).take(index)
+    return (
+        pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}}),
+        pa.table({"doc_id": ids, "boundaries": boundaries}),
+    )
 
 
 def decide_part(task: RulesTask, part: int) -> tuple[pa.Table, dict[str, Any]]:

@@ -104,6 +104,11 @@ def decision_stages(recipe: Recipe, before: str) -> list[str]:
     return [s for s in order[:upto] if s in deciding]
 
 
+def stores_words(recipe: Recipe, before: str) -> bool:
+    """Whether a stage may ask `io.survivors.read_survivors` for the column ``words``: rules stored it before."""
+    return recipe.rules is not None and recipe.rules.segment_chinese and "rules" in decision_stages(recipe, before)
+
+
 def upstream_of(run: Run, stage: str) -> tuple[tuple[str, ...], list[StageManifest], dict[int, str]]:
     """Return what stands before a stage.
 
@@ -114,7 +119,8 @@ def upstream_of(run: Run, stage: str) -> tuple[tuple[str, ...], list[StageManife
     """
     upto = tuple(decision_stages(run.recipe, stage))
     manifests = [need_stage(run.workdir, s) for s in ("ingest", *upto)]
-    tables = [m.part_hashes(t) for m in manifests for t in ("documents", "language", "quality", "decisions", "cuts")]
+    read = ("documents", "language", "words", "quality", "decisions", "cuts")
+    tables = [m.part_hashes(t) for m in manifests for t in read]
     seen = {p: fingerprint_of([t[p] for t in tables if p in t]) for p in tables[0]}
     return upto, manifests, seen
 

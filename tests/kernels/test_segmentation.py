@@ -20,13 +20,8 @@ from reference_segmentation import cut, parse
 
 from refinery.errors import ConfigError, DataError, SchemaError
 from refinery.kernels import segmentation_dictionary
-from refinery.kernels.segmentation import (
-    cut_boundaries,
-    pack_boundaries,
-    segment,
-    segment_han,
-    unpack_boundaries,
-)
+from refinery.kernels.boundaries import cut_boundaries, pack_boundaries, unpack_boundaries
+from refinery.kernels.segmentation import segment, segment_han
 from refinery.kernels.segmentation_dictionary import Dictionary, build_dictionary, dictionary_identity, load_dictionary
 from refinery.kernels.text import TextViews, text_views, views_of
 from refinery.kernels.words import word_spans
@@ -192,6 +187,11 @@ def test_only_documents_with_han_are_segmented() -> None:
     assert tokens_of(segmented, found.boundaries) == [["学习", " ", "text"]]
 
 
+def test_text_without_han_needs_no_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refinery.kernels.segmentation.load_dictionary", lambda: pytest.fail("loaded"))
+    assert segment_han(views_of(["plain", "", "カタカナ㐀"])).boundaries.all()
+
+
 def test_words_of_signals_follow_the_segmentation() -> None:
     text = "我们在北京大学学习Python语言。"
     views = views_of([text])
@@ -236,7 +236,7 @@ def test_a_word_starts_after_a_cut() -> None:
     flags = segment(views).boundaries
     keep = np.ones(len(flags), dtype=bool)
     keep[3:9] = False  # 京大
-    left = cut_boundaries(views, flags, keep)
+    left = cut_boundaries(flags, keep)
     assert np.flatnonzero(left).tolist() == [0, 3, 6]  # 北 | 学 | 学习
 
 
