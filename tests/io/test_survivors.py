@@ -6,10 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from refinery.contracts.tables import CUTS, DECISIONS, DOCUMENTS, PART_SHIFT
+from refinery.contracts.tables import CUTS, DECISIONS, DOCUMENTS, PART_SHIFT, WORDS
 from refinery.errors import IntegrityError, SchemaError
 from refinery.io.parts import part_path, write_part
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.kernels.boundaries import pack_boundaries
+from refinery.kernels.segmentation import segment_han
+from refinery.kernels.text import text_views, views_of
 
 PART = 3
 TEXTS = ["one two", "第一条　合同", "", "четыре 🙂", "five\r\nfive", "six\0", "seven"] * 3
@@ -135,3 +138,52 @@ def test_missing_and_damaged_parts_are_refused(workdir):
     path.write_bytes(b"PAR1 nothing PAR1")
     with pytest.raises(IntegrityError, match="damaged"):
         _read(workdir, ["text"], (), 10)
+
+
+def _store_words(workdir):
+    views = views_of(TEXTS)
+    found = segment_han(views)
+    packed = pack_boundaries(views, found.boundaries, found.has_han)
+    table = pa.table({"doc_id": _ids(), "boundaries": packed})
+    write_part(part_path(workdir, "rules", "words", PART), table, WORDS, "p")
+
+
+def _starts(workdir, upto, slice_rows):
+    """Row -> the text's words by its stored boundaries, None without a bitmap."""
+    out = {}
+    for piece in read_survivors(workdir, PART, ["words", "text"], upto, slice_rows):
+        assert piece.table.column_names == ["words", "text"]
+        views = text_views(piece.table.column("text"))
+        flags = piece.boundaries(views)
+        stored = piece.table.column("words").is_valid().to_pylist()
+        for i, row in enumerate(piece.rows.tolist()):
+            begin, end = views.offsets[i : i + 2]
+            out[row] = flags[begin:end].nonzero()[0].tolist() if stored[i] else None
+            assert stored[i] or flags is None or flags[begin:end].all()
+    return out
+
+
+@pytest.mark.parametrize("slice_rows", [1, 3, 100])
+def test_word_boundaries_follow_the_cuts(workdir, slice_rows):
+    _store_words(workdir)
+    upto = ("rules", "dedup_sentences")
+    before = _starts(workdir, ("rules",), slice_rows)
+    assert before[8] == [0, 9, 12], "第一条|　|合同"
+    assert before[0] is None, "no Han"
+    _write_cuts(Path(workdir), [(8, 3, 6), (8, 12, 15)])
+    after = _starts(workdir, upto, slice_rows)
+    assert after[8] == [0, 3, 6, 9], "第|条|　|同: what follows a cut starts a word"
+    assert {r: s for r, s in after.items() if r != 8} == {r: before[r] for r in after if r != 8}
+
+
+def test_words_come_with_their_text(workdir):
+    _store_words(workdir)
+    with pytest.raises(SchemaError, match="ask for the column text"):
+        _read(workdir, ["words"], (), 10)
+    piece = next(read_survivors(workdir, PART, ["text"], (), 10))
+    assert piece.boundaries(text_views(piece.table.column("text"))) is None
+
+
+def test_missing_words_are_refused(workdir):
+    with pytest.raises(IntegrityError, match="is missing"):
+        _read(workdir, ["text", "words"], (), 10)

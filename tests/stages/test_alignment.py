@@ -17,8 +17,8 @@ from tests.stages.runs import parts_of, run_stages, whole_table
 pytestmark = pytest.mark.spark
 
 ALIGNED = (
-    ("rules", "signals"), ("rules", "decisions"), ("dedup_documents", "decisions"), ("tokenize", "tokens"),
-    ("mix", "selection"), ("mix", "decisions"),
+    ("rules", "signals"), ("rules", "words"), ("rules", "decisions"),
+    ("dedup_documents", "decisions"), ("tokenize", "tokens"), ("mix", "selection"), ("mix", "decisions"),
 )  # fmt: skip
 
 

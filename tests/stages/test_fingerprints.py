@@ -100,7 +100,7 @@ def test_changed_file_redoes_only_its_parts_downstream(spark, own_corpus, tmp_pa
     news = _parts_from(values["workdir"], "news")
     assert redone
     assert {int(n[-16:-8]) for n in redone} <= news
-    assert {_folder(n) for n in redone} == {"ingest/documents", "rules/signals", "rules/decisions"}
+    assert {_folder(n) for n in redone} == {"ingest/documents", "rules/signals", "rules/words", "rules/decisions"}
 
 
 def test_fewer_parts_leave_no_trace_in_results(spark, own_corpus, tmp_path):
@@ -119,7 +119,7 @@ def test_fewer_parts_leave_no_trace_in_results(spark, own_corpus, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "table", "part"),
     [
-        ("ingest", "documents", 3), ("rules", "signals", 0), ("rules", "decisions", 2),
+        ("ingest", "documents", 3), ("rules", "signals", 0), ("rules", "words", 1), ("rules", "decisions", 2),
         ("dedup_documents", "decisions", 4), ("tokenize", "tokens", 1), ("mix", "selection", 5),
     ],
 )  # fmt: skip
