@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refinery import forecast
+from refinery import cli_train, forecast
 from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
 from refinery.cli_remix import remix
@@ -187,7 +186,23 @@ def _stage_command(name: str) -> Callable[..., None]:
 
 
 for _name in STAGES:
-    app.command(_name)(_stage_command(_name))
+    if _name != "train":
+        app.command(_name)(_stage_command(_name))
+app.command()(cli_train.sample)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    force: Annotated[bool, typer.Option("--force", help="redo it although it is up to date")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="only write train.json, for torchrun")] = False,
+    json_: AsJson = False,
+) -> None:
+    """Run the stage train of a recipe, on one device; `--prepare` leaves the training to torchrun."""
+    if prepare:
+        cli_train.show_prepared(recipe, as_json=json_)
+    else:
+        _stage_command("train")(recipe, force, json_)
 
 
 @app.command()
@@ -298,26 +313,6 @@ def init(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its p
     files = [str(path) for path in write_recipe(out, answers, force=force)]
     lines = [f"written: {', '.join(files)}", f"try next: refinery run {out} --dry-run"]
     _show({"recipe": str(out), "files": files}, json_, "\n".join(lines))
-
-
-@app.command()
-def sample(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="recipe of a finished run, or its workdir")],
-    prompt: Annotated[list[str], typer.Option(help="text to go on from; may be given more than once")],
-    tokens: Annotated[int, typer.Option(help="most tokens to append")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
-    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
-    json_: AsJson = False,
-) -> None:
-    """Show how the model of a run goes on from a prompt."""
-    # A process of its own: the command line never loads torch.
-    folder = Path(load_recipe(run_folder).workdir) if run_folder.suffix in (".yaml", ".yml") else run_folder
-    command = [sys.executable, "-m", "refinery.trainer.sample", "--run", str(folder), "--tokens", str(tokens)]
-    command += ["--temperature", str(temperature), "--seed", str(seed)]
-    command += [f"--prompt={text}" for text in prompt] + (["--json"] if json_ else [])
-    done = subprocess.run(command, check=False)  # noqa: S603
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 @app.command()

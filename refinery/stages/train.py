@@ -18,11 +18,15 @@ from refinery.errors import ConfigError, DataError, IntegrityError, RefineryErro
 from refinery.hashing import sha256_hex
 from refinery.io import storage
 from refinery.recipe import Recipe, Train
+from refinery.stages.anomalies import name_documents
 from refinery.stages.pack import PLAN_NAME, shards_folder
 from refinery.stages.workspace import Run, commit_stage, need_stage, stage_fingerprint, up_to_date
 
 NAME = "train"
 ALGORITHM_VERSION = 1
+STEP_LINE = "step "
+"""How the trainer's line about a training step begins."""
+_DONE = ("finished", "early_stop")
 _ERRORS: dict[int, type[RefineryError]] = {
     e.exit_code: e for e in (ConfigError, SchemaError, IntegrityError, DataError, TransientError)
 }
@@ -93,31 +97,26 @@ def first_weights(init: str) -> Path:
 def run(run_: Run, *, force: bool = False) -> StageManifest:
     """Train a model on the packed shards; an interrupted training goes on from its last checkpoint.
 
+    A training that torchrun has finished in the meantime (`prepare`) is taken as it stands.
+
     Raises:
         ConfigError, IntegrityError, DataError: as the trainer ended.
     """
     started = time.monotonic()
     recipe = run_.recipe
-    if recipe.train is None:
-        raise ConfigError("the recipe has no train section; `train: {preset: tiny}` is enough")
-    pack = need_stage(recipe.workdir, "pack")
-    recipe_slice = {**recipe.train.model_dump(mode="json"), "seed": recipe.seed}
-    shards = {"shards": pack.facts["shard_content_hash"], "plan": pack.facts["plan_hash"]}
-    if recipe.train.init != "scratch":
-        weights = first_weights(recipe.train.init) / "model.safetensors"
-        shards["init"] = sha256_hex(weights.read_bytes()) if weights.is_file() else recipe.train.init
-    fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, shards)
+    recipe_slice, inputs, fingerprint = _identity(recipe)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    folder = storage.local_path(recipe.workdir) / NAME
-    _clear_other_run(recipe, fingerprint, force=force)
-    path = folder / "train.json"
-    storage.write_atomic(str(path), json.dumps(train_file(recipe, recipe.train), indent=1).encode())
-    storage.write_atomic(str(folder / "_fingerprint"), fingerprint.encode())
-    _spawn(str(path))
+    path = prepare(recipe, force=force)
+    folder = path.parent
+    if not _is_finished(folder):
+        try:
+            _spawn(str(path))
+        finally:
+            name_documents(recipe.workdir, str(folder / "anomalies.jsonl"))
     record = read_run_record(folder / "run.json")
-    if record.status not in ("finished", "early_stop"):
+    if record.status not in _DONE:
         raise TransientError(
             f"training stopped ({record.status}) at step {record.steps}; run again to go on from there"
         )
@@ -134,13 +133,49 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         fingerprint=fingerprint,
         algorithm_version=ALGORITHM_VERSION,
         recipe_slice=recipe_slice,
-        inputs=shards,
+        inputs=inputs,
         parts=[],
         counts=[],
         facts=facts,
         volatile={"train_seconds": record.seconds},
     )
     return commit_stage(run_, stage, started)
+
+
+def prepare(recipe: Recipe, *, force: bool = False) -> Path:
+    """Write ``train.json`` for the trainer and return its path; what another configuration left is set aside.
+
+    Raises:
+        ConfigError: the recipe trains nothing, its shards are not packed, or its first weights are missing.
+    """
+    _, _, fingerprint = _identity(recipe)
+    section = recipe.train or Train()
+    folder = storage.local_path(recipe.workdir) / NAME
+    _clear_other_run(recipe, fingerprint, force=force)
+    path = folder / "train.json"
+    storage.write_atomic(str(path), json.dumps(train_file(recipe, section), indent=1).encode())
+    storage.write_atomic(str(folder / "_fingerprint"), fingerprint.encode())
+    return path.absolute()
+
+
+def _identity(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str], str]:
+    """Return the recipe's part, the inputs' hashes and the fingerprint of this stage."""
+    if recipe.train is None:
+        raise ConfigError("the recipe has no train section; `train: {preset: tiny}` is enough")
+    pack = need_stage(recipe.workdir, "pack")
+    recipe_slice = {**recipe.train.model_dump(mode="json"), "seed": recipe.seed}
+    inputs = {"shards": pack.facts["shard_content_hash"], "plan": pack.facts["plan_hash"]}
+    if recipe.train.init != "scratch":
+        weights = first_weights(recipe.train.init) / "model.safetensors"
+        inputs["init"] = sha256_hex(weights.read_bytes()) if weights.is_file() else recipe.train.init
+    return recipe_slice, inputs, stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
+
+
+def _is_finished(folder: Path) -> bool:
+    """Say whether the trainer has ended here and exported its model."""
+    if not (folder / "run.json").is_file() or not (folder / "model" / "config.json").is_file():
+        return False
+    return read_run_record(folder / "run.json").status in _DONE
 
 
 def _clear_other_run(recipe: Recipe, fingerprint: str, *, force: bool) -> None:
@@ -156,12 +191,20 @@ def _clear_other_run(recipe: Recipe, fingerprint: str, *, force: bool) -> None:
 
 
 def _spawn(path: str) -> None:
-    """Run the trainer; its lines go on to stderr as they come, the last one names what went wrong."""
+    """Run the trainer; its lines go on to stderr as they come, the last one names what went wrong.
+
+    On a terminal the lines of steps replace each other.
+    """
     command = [sys.executable, "-m", "refinery.trainer", "--config", path]
-    last = ""
+    last, live = "", False
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as trainer:  # noqa: S603
         for line in trainer.stderr or ():
-            sys.stderr.write(line)
             last = line.strip() or last
+            is_step = sys.stderr.isatty() and line.startswith(STEP_LINE)
+            sys.stderr.write(("\r\x1b[K" if live else "") + (line.rstrip("\n") if is_step else line))
+            sys.stderr.flush()
+            live = is_step
+    if live:
+        sys.stderr.write("\n")
     if trainer.returncode:
         raise _ERRORS.get(trainer.returncode, RefineryError)(f"the trainer ended with {trainer.returncode}: {last}")

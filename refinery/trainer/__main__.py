@@ -1,4 +1,7 @@
-"""`python -m refinery.trainer --config train.json`, alone or under torchrun.
+"""`python -m refinery.trainer --recipe RECIPE` or `--config train.json`, alone or under torchrun.
+
+With a recipe, its train stage writes train.json first, into the run's folder; `refinery train RECIPE` later takes the
+finished training as it stands.
 
 train.json names the data (`manifest`, `plan`), the output folder (`out_dir`), the model (`model`: a preset's name, a
 mapping, or nothing with `init_from`) and, under `options`, any key of `TrainConfig`. Missing options come from the
@@ -10,16 +13,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refinery.errors import ConfigError, RefineryError
+import torch.distributed as dist
+
+from refinery.errors import ConfigError, IntegrityError, RefineryError, TransientError
+from refinery.tokenization.info import plain_tokenizer, probe_ids, verify_tokenizer
 from refinery.trainer.checkpoint import load_model
 from refinery.trainer.config import ModelConfig, TrainConfig, model_from_dict
 from refinery.trainer.hf import export_hf, read_hf_config
@@ -69,6 +77,10 @@ def load_train_file(path: Path, plan: Path | None = None) -> TrainFile:
     source = open_shards(root, plan or folder / values["plan"], verify=values.get("verify", "start"))
     config = resolve_config(values.get("model"), dict(values.get("options", {})), source)
     tokenizer = folder / values["tokenizer"] if values.get("tokenizer") else None
+    if tokenizer is not None:
+        verify_tokenizer(tokenizer, source.manifest.tokenizer.sha256)
+    if config.init_from and not config.vocab_extension:
+        check_init_tokenizer(Path(config.init_from), source)
     return TrainFile(config, source, folder / values["out_dir"], values.get("name", ""), tokenizer)
 
 
@@ -104,6 +116,53 @@ def resolve_config(model: str | dict[str, Any] | None, options: dict[str, Any], 
     return TrainConfig.from_dict({"model": shape, **options})
 
 
+def check_init_tokenizer(folder: Path, source: ShardSource) -> None:
+    """Refuse a checkpoint whose own tokenizer gives other ids than those in the shards; one without files passes.
+
+    Raises: IntegrityError: the manifest's probe texts have other ids.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    theirs = dict(probe_ids(plain_tokenizer(path.read_bytes(), str(path))))
+    for text, ids in source.manifest.tokenizer.probe:
+        if text in theirs and theirs[text] != tuple(ids):
+            raise IntegrityError(f"{path} gives {text!r} the ids {theirs[text]}, the shards have {tuple(ids)}; "
+                                 "tokenize with the checkpoint's tokenizer, or start from another checkpoint")
+
+
+def prepare_recipe(recipe: Path) -> Path:
+    """Let the train stage of a recipe write train.json and return its path; on rank 0 first, then on the others.
+
+    The stage belongs to the pipeline, which this package does not import: it runs in a process of its own.
+
+    Raises: ConfigError, IntegrityError: as the stage says.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone:
+        dist.init_process_group("gloo")
+        if not is_main_rank():
+            dist.barrier()
+    command = [sys.executable, "-m", "refinery.cli", "train", str(recipe), "--prepare", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.strip().rpartition("\n")[2]
+        raise (IntegrityError if done.returncode == IntegrityError.exit_code else ConfigError)(said)
+    if not alone:
+        if is_main_rank():
+            dist.barrier()
+        dist.destroy_process_group()
+    return Path(json.loads(done.stdout)["train_file"])
+
+
+def profile_window(text: str) -> tuple[int, int]:
+    """Parse "a:b", the steps a to b - 1. Raises: ConfigError: not two rising whole numbers."""
+    first, _, last = text.partition(":")
+    if not first.isdecimal() or not last.isdecimal() or int(first) >= int(last):
+        raise ConfigError(f"--profile is {text!r}, must be a:b with a < b, for example 10:12")
+    return int(first), int(last)
+
+
 def is_main_rank() -> bool:
     """Say whether this process is the one that writes; torchrun numbers processes in RANK."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -118,31 +177,48 @@ def _export(run: TrainFile, tokenizer: Path) -> None:
     export_hf(load_model(run.out_dir), target, tokenizer_files=files, eos_id=eos if eos >= 0 else None)
 
 
-def _show(line: dict[str, Any]) -> None:
+def _show(config: TrainConfig, line: dict[str, Any]) -> None:
+    step = f"step {line['step']:,}/{config.steps:,}"
     if line["kind"] == "eval":
         bits = "" if line["bits_per_byte"] is None else f"  {line['bits_per_byte']:.4f} bits/byte"
-        log.info("step %d  validation %s  %.4f nats%s", line["step"], line["stream"], line["loss_nats"], bits)
-    else:
+        log.info("validation at %s  %s  %.4f nats%s", step, line["stream"], line["loss_nats"], bits)
+    elif line["kind"] == "train":
         mfu = "" if line["mfu_effective"] is None else f"  mfu {line['mfu_effective']:.1%}"
-        log.info("step %d  loss %.4f  lr %.3g  norm %.3g  %.0f tokens/s%s", line["step"], line["loss"],
-                 line["learning_rate"], line["gradient_norm"], line["tokens_per_second"], mfu)
+        left = (config.steps - line["step"]) * line["seconds"] / max(1, line["step"])
+        log.info("%s  loss %.4f  lr %.3g  norm %.3g  %s tokens/s%s  %s left", step, line["loss"], line["learning_rate"],
+                 line["gradient_norm"], f"{line['tokens_per_second']:,.0f}", mfu, _duration(left))
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds // 60) % 60
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {int(seconds) % 60:02} s"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one training; return the exit code of `refinery.errors`."""
     parser = argparse.ArgumentParser(prog="python -m refinery.trainer", description="Train from packed shards.")
-    parser.add_argument("--config", required=True, type=Path, help="train.json")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="train.json")
+    what.add_argument("--recipe", type=Path, help="recipe whose shards are packed")
     parser.add_argument("--plan", type=Path, help="mix plan instead of the file's, made by `refinery remix --at-row`")
+    parser.add_argument("--profile", default="", metavar="A:B", help="trace steps A to B - 1 into profile.json")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        run = load_train_file(parsed.config, parsed.plan)
-        record = train(run.config, run.source, run.out_dir, name=run.name, progress=_show)
+        run = load_train_file(parsed.config or prepare_recipe(parsed.recipe), parsed.plan)
+        config = run.config
+        if parsed.profile:
+            config = dataclasses.replace(config, profile=profile_window(parsed.profile))
+        record = train(config, run.source, run.out_dir, name=run.name, progress=functools.partial(_show, config))
         if run.tokenizer is not None and record.status in ("finished", "early_stop") and is_main_rank():
             _export(run, run.tokenizer)
     except RefineryError as error:
         log.error("%s: %s", type(error).__name__, error)
         return error.exit_code
+    except OSError as error:  # a disk that fills under the metrics; checkpoints say so themselves
+        log.error("TransientError: %s; the last checkpoint is untouched: free space or look at the disk, then resume",
+                  error)
+        return TransientError.exit_code
     finally:
         leave_ranks()
     log.info("%s after %d steps, %d tokens: %s", record.status, record.steps, record.tokens, record.final_losses())

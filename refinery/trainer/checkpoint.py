@@ -81,8 +81,11 @@ def save_checkpoint(
         _write_tensors(temporary, pending, files)
         state = {"version": CHECKPOINT_VERSION, "step": progress.step, "next_row": progress.next_row,
                  "tokens": progress.tokens, "extra": progress.extra, "identity": identity, "files": files}
-        _write_synced(temporary / "state.json", json.dumps(state, indent=1, sort_keys=True).encode())
-        _commit(folder, temporary, name, keep)
+        try:
+            _write_synced(temporary / "state.json", json.dumps(state, indent=1, sort_keys=True).encode())
+            _commit(folder, temporary, name, keep)
+        except OSError as error:
+            raise _not_written(temporary, 0, error) from error
     ranks.wait()
 
 
@@ -98,11 +101,15 @@ def _write_tensors(folder: Path, tensors: dict[str, torch.Tensor], files: dict[s
         save_file(tensors, path)
         sync_path(path)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        raise TransientError(f"cannot write {num_bytes} bytes to {path} ({error}); the checkpoint before is untouched: "
-                             "free space or lower checkpoint.keep, then resume") from error
+        raise _not_written(folder, sum(tensor.nbytes for tensor in tensors.values()), error) from error
     files[path.name] = _sha256(path)
+
+
+def _not_written(folder: Path, num_bytes: int, error: Exception) -> TransientError:
+    """Remove what was begun and return what to tell."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return TransientError(f"cannot write {num_bytes or 'a few'} bytes to {folder} ({error}); the checkpoint before is "
+                          "untouched: free space or lower checkpoint.keep, then resume")
 
 
 def _sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ from refinery.trainer.data import RowSource, prefetch_steps, rows_in_batch
 from refinery.trainer.evaluate import load_validation, should_stop_early
 from refinery.trainer.forecast import check_memory
 from refinery.trainer.hf import pretrained_values
-from refinery.trainer.metrics import JsonLines
+from refinery.trainer.metrics import EventWriter, JsonLines
 from refinery.trainer.model import Decoder, fill_parameters, initial_values
 from refinery.trainer.optim import build_optimizer
 from refinery.trainer.parallel import Ranks, join_ranks, place_model
@@ -65,7 +65,7 @@ def train(
         try:
             status = _run_steps(run, stop)
         finally:
-            for lines in (run.metrics, run.anomalies):
+            for lines in (run.metrics, run.anomalies, run.events):
                 if lines is not None:
                     lines.close()
     record = run_record(run, name or out_dir.name, status)
@@ -127,6 +127,7 @@ def _start(
     validation = load_validation(source, config.evaluate, doc_mask=config.doc_mask)
     run = Run(config, source, out_dir, ranks, model, optimizer, guard, counters, validation, progress=progress)
     if ranks.is_main:
+        run.events = EventWriter(out_dir / "tensorboard", counters.step) if config.tensorboard else None
         run.metrics = JsonLines(out_dir / "metrics.jsonl", keep_through_step=counters.step)
         run.anomalies = JsonLines(out_dir / "anomalies.jsonl", keep_through_step=counters.step)
     return run

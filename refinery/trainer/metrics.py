@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from refinery.errors import ConfigError
 from refinery.trainer.config import ModelConfig
 
 # dense bfloat16 peaks in FLOP/s from the vendors' data sheets; the doubled "sparse" figures are a common mistake
@@ -87,6 +88,33 @@ class JsonLines:
         """Flush to disk and close."""
         os.fsync(self._stream.fileno())
         self._stream.close()
+
+
+class EventWriter:
+    """TensorBoard events of the same lines, for those who watch runs there; needs the tensorboard package."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Open a folder; events of later steps than first_step, from before a resume, are marked as gone.
+
+        Raises: ConfigError: the package is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional
+        except ImportError as error:
+            raise ConfigError(f"tensorboard: true, but its package cannot be imported ({error}); "
+                              "`pip install tensorboard`, or leave it out: metrics.jsonl is always written") from error
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write the numbers of a metrics line; a stream's validation goes under its name."""
+        prefix = f"validation/{line['stream']}/" if line["kind"] == "eval" else f"{line['kind']}/"
+        for key, value in line.items():
+            if key != "step" and isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(prefix + key, value, line["step"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()  # type: ignore[no-untyped-call]
 
 
 def _finite(value: Any) -> Any:

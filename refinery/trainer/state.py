@@ -14,7 +14,7 @@ from refinery.contracts.runs import LossPoint
 from refinery.trainer.checkpoint import Progress
 from refinery.trainer.config import TrainConfig
 from refinery.trainer.data import ModelRows, RowSource
-from refinery.trainer.metrics import JsonLines
+from refinery.trainer.metrics import EventWriter, JsonLines
 from refinery.trainer.model import Decoder
 from refinery.trainer.parallel import Ranks
 from refinery.trainer.safety import SpikeGuard
@@ -68,12 +68,15 @@ class Run:
     validation: dict[str, ModelRows]
     metrics: JsonLines | None = None
     anomalies: JsonLines | None = None
+    events: EventWriter | None = None
     progress: ProgressCallback | None = None
 
     def tell(self, line: dict[str, Any]) -> None:
         """Write a metrics line and show it; does nothing on ranks that do not write."""
         if self.metrics is not None:
             self.metrics.write(line)
+            if self.events is not None:
+                self.events.write(line)
             if self.progress is not None:
                 self.progress(line)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -7,8 +9,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -365,20 +369,30 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(source, tmp_path):
         train(longer, source, tmp_path)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["save_file", "_write_synced", "sync_path", "latest"])
+def test_a_full_disk_leaves_the_checkpoint_before(source, tmp_path, monkeypatch, where):
     config = tiny_config(steps=4, checkpoint=CheckpointConfig(every_steps=2))
-    original = checkpoint_module.save_file
+    name = "_write_synced" if where == "latest" else where
+    original = getattr(checkpoint_module, name)
 
-    def full(values, path):
-        if "00000004" in str(path):
-            raise OSError(28, "No space left on device")
-        original(values, path)
+    def full(*arguments):
+        paths = "".join(str(one) for one in arguments if isinstance(one, Path))
+        begun = (tmp_path / "checkpoints" / "latest").exists()
+        if ".latest.tmp" in paths and begun if where == "latest" else "00000004" in paths:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*arguments)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
-    with pytest.raises(TransientError, match="No space left"):
+    monkeypatch.setattr(checkpoint_module, name, full)
+    with pytest.raises(TransientError, match=r"No space left.*before is untouched"):
         train(config, source, tmp_path)
     monkeypatch.undo()
+    found = find_latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert read_state(found)["step"] == 2
     assert train(config, source, tmp_path).steps == 4
+    whole = train(config, source, tmp_path / "whole")
+    assert whole.steps == 4
+    assert same(tensors(tmp_path), tensors(tmp_path / "whole"))
 
 
 def test_keep_drops_the_oldest(source, tmp_path):
@@ -435,6 +449,40 @@ def test_a_stream_that_stops_improving_ends_the_run(source, tmp_path):
     assert record.status == "early_stop"
     best = min(range(len(record.points)), key=lambda i: record.points[i].loss_nats)
     assert record.steps == best + 3
+
+
+def test_tensorboard_events(source, tmp_path, monkeypatch):
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(ConfigError, match="pip install tensorboard"):
+            train(tiny_config(tensorboard=True), source, tmp_path / "none")
+        module = types.ModuleType("torch.utils.tensorboard")
+        module.SummaryWriter = Scalars
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+        Scalars.written.clear()
+    train(tiny_config(steps=2, tensorboard=True), source, tmp_path)
+    if importlib.util.find_spec("tensorboard") is not None:
+        assert list((tmp_path / "tensorboard").glob("events.*"))
+        return
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
+    expected = {("train/loss", line["loss"], line["step"]) for line in lines if line["kind"] == "train"}
+    expected |= {(f"validation/{line['stream']}/loss_nats", line["loss_nats"], line["step"])
+                 for line in lines if line["kind"] == "eval"}
+    assert expected <= set(Scalars.written)
+
+
+class Scalars:
+    """In place of TensorBoard's writer where the package is not installed."""
+
+    written: ClassVar[list[tuple[str, float, int]]] = []
+
+    def __init__(self, folder, purge_step):
+        self.purge_step = purge_step
+
+    def add_scalar(self, name, value, step):
+        self.written.append((name, value, step))
+
+    def close(self):
+        pass
 
 
 def test_profile_is_written(source, tmp_path):

@@ -1,7 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +18,11 @@ from refinery.contracts.runs import read_run_record
 from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.shards.manifest import StreamKey
 from refinery.shards.plan import append_stage, first_plan, plan_bytes
-from refinery.trainer.__main__ import load_train_file, main
+from refinery.tokenization.info import plain_tokenizer, probe_ids
+from refinery.tokenization.recipe import recipe_from_mapping
+from refinery.tokenization.train import train_bpe
+from refinery.trainer.__main__ import check_init_tokenizer, load_train_file, main, profile_window
+from refinery.trainer.checkpoint import find_latest, read_state
 from refinery.trainer.metrics import read_json_lines
 from refinery.trainer.shard_source import ShardSource, open_shards
 from tests.shards import datasets
@@ -100,6 +112,57 @@ def test_config_file_errors_have_their_exit_codes(dataset, tmp_path):
     assert main(["--config", str(train_file(tmp_path, root, modell=1))]) == 2
     assert main(["--config", str(train_file(tmp_path, root, options={"stepz": 1}))]) == 2
     assert main(["--config", str(train_file(tmp_path, root, "missing.json"))]) == 4
+
+
+def test_sigterm_saves_and_exits_with_0(dataset, tmp_path):
+    root, _, _ = dataset
+    path = train_file(tmp_path, root, options={"log_every_steps": 1, "batch_tokens": datasets.L, "steps": 60})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refinery.trainer", "--config", str(path)], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("step 3/60"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0, seen
+    record = read_run_record(tmp_path / "out" / "run.json")
+    assert (record.status, record.steps < 60) == ("stopped", True)
+    found = find_latest(tmp_path / "out" / "checkpoints")
+    assert found is not None
+    assert read_state(found)["step"] == record.steps >= 3
+    line = r"step 3/60  loss \S+  lr \S+  norm \S+  [\d,]+ tokens/s  \d+ min \d\d s left"
+    assert any(re.match(line, one) for one in seen)
+
+
+def test_wrong_tokenizers_and_versions_are_refused(dataset, tmp_path):
+    root, manifest, _ = dataset
+    recipe = recipe_from_mapping({"name": "t", "vocab_size": 280, "num_reserved": 2, "sample_bytes": 999, "seed": 1})
+    train_bpe(["some text to learn from, again and again " * 20], recipe, tmp_path / "tokenizer")
+    with pytest.raises(IntegrityError, match="ids of one are noise to the other"):
+        load_train_file(train_file(tmp_path, root, tokenizer=str(tmp_path / "tokenizer")))
+    definition = (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()
+    probe = tuple((text, (1,)) for text, _ in probe_ids(plain_tokenizer(definition, "t")))
+    made_otherwise = replace(manifest, tokenizer=replace(manifest.tokenizer, probe=probe))
+    with pytest.raises(IntegrityError, match="tokenize with the checkpoint's tokenizer"):
+        check_init_tokenizer(tmp_path / "tokenizer", SimpleNamespace(manifest=made_otherwise))
+    check_init_tokenizer(tmp_path, SimpleNamespace(manifest=manifest))
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    values = json.loads((other / "manifest.json").read_text())
+    values["format"]["version"] = values["format"]["reader_min"] = 90
+    (other / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(IntegrityError, match="reader of version 90"):
+        load_train_file(train_file(tmp_path, other))
+    assert main(["--config", str(train_file(tmp_path, other))]) == 4
+    assert main(["--config", str(train_file(tmp_path, root)), "--profile", "4:2"]) == 2
+
+
+def test_profile_windows():
+    assert profile_window("10:12") == (10, 12)
+    for text in ("", "3", "5:5", "a:b", "-1:2"):
+        with pytest.raises(ConfigError, match="a:b"):
+            profile_window(text)
 
 
 def test_preset_fills_in_vocabulary_rate_and_row_length(dataset, tmp_path):
