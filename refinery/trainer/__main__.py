@@ -24,15 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from refinery.errors import ConfigError, IntegrityError, RefineryError, TransientError
 from refinery.tokenization.info import plain_tokenizer, probe_ids, verify_tokenizer
 from refinery.trainer.checkpoint import load_model
 from refinery.trainer.config import ModelConfig, TrainConfig, model_from_dict
 from refinery.trainer.hf import export_hf, read_hf_config
 from refinery.trainer.loop import train
-from refinery.trainer.parallel import leave_ranks
+from refinery.trainer.parallel import join_ranks, leave_ranks
 from refinery.trainer.presets import find_preset, preset_model
 from refinery.trainer.shard_source import ShardSource, open_shards
 
@@ -138,20 +136,16 @@ def prepare_recipe(recipe: Path) -> Path:
 
     Raises: ConfigError, IntegrityError: as the stage says.
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not alone:
-        dist.init_process_group("gloo")
-        if not is_main_rank():
-            dist.barrier()
+    ranks = join_ranks("auto")
+    if not ranks.is_main:
+        ranks.wait()
     command = [sys.executable, "-m", "refinery.cli", "train", str(recipe), "--prepare", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2]
         raise (IntegrityError if done.returncode == IntegrityError.exit_code else ConfigError)(said)
-    if not alone:
-        if is_main_rank():
-            dist.barrier()
-        dist.destroy_process_group()
+    if ranks.is_main:
+        ranks.wait()
     return Path(json.loads(done.stdout)["train_file"])
 
 

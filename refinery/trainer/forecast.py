@@ -1,17 +1,47 @@
-"""How much memory a run needs, said before the first step."""
+"""How much memory a run needs, said before the first step; how long a step should take, said before it is measured."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from refinery.errors import ConfigError
 from refinery.trainer.config import ModelConfig, TrainConfig
+from refinery.trainer.metrics import effective_flops, matmul_params
 from refinery.trainer.presets import all_presets, preset_model
 
-STATE_BYTES_PER_PARAM = 16
-"""float32 weight, gradient and two moments."""
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a forecast of speed needs to know of a device."""
+
+    peak_flops: float
+    """Dense bfloat16 peak, FLOP/s."""
+    bytes_per_second: float
+    """Memory bandwidth."""
+
+
+H200 = Hardware(989e12, 4.8e12)
+"""Data sheet: dense bfloat16 without sparsity, HBM3e."""
+MATMUL_EFFICIENCY = 0.78
+"""Share of the peak that large bfloat16 products reach on Hopper."""
+ATTENTION_EFFICIENCY = 0.45
+"""The same for flash attention forward and backward, of the pairs inside documents."""
+BANDWIDTH_EFFICIENCY = 0.9
+OPTIMIZER_BYTES_PER_PARAM = 34
+"""Weight, gradient and two moments read, weight and two moments written, the copy in bfloat16 written, clipping."""
+
+
+def activation_values(model: ModelConfig) -> int:
+    """Return values that one token leaves in one block for its backward pass.
+
+    Input and output of both norms, the joined projection (kept whole by the view of its values), rotated queries and
+    keys, attention's output, and four of the feed-forward's width.
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return 4 * model.d_model + 3 * queries + 3 * keys + 4 * model.d_ff
 
 
 def memory_need_bytes(
@@ -19,15 +49,39 @@ def memory_need_bytes(
 ) -> int:
     """Return the forecast peak of one device: state, activations kept for backward, one chunk of logits.
 
-    Activations per token and layer: about 14 d + 4 ff values (norms, projections, rotations, gate products), the
-    residual stream only where blocks are recomputed. `value_bytes` is the size of an activation: 2 or 4.
+    State is float32 weight, gradient and two moments, sharded among devices. `value_bytes` is the size of an
+    activation, 2 or 4; in float32 (CPU) the unfused norms keep two values more, in bfloat16 the cast weights are
+    kept. Recomputed blocks keep their input only, one of them at a time everything.
     """
     tokens = config.micro_batch_rows * sequence_length
-    per_layer = 14 * model.d_model + 4 * model.d_ff
-    kept = {"none": model.num_layers, "selective": model.num_layers / 2, "full": 1}[config.activation_checkpointing]
-    activations = tokens * (per_layer * kept + model.d_model * model.num_layers) * value_bytes
-    logits = 2 * min(config.chunk_tokens, tokens) * model.vocab_size * 4 + model.num_embedding_params * 4
-    return int(STATE_BYTES_PER_PARAM * model.num_params / world_size + activations + logits)
+    per_block = activation_values(model) + (2 * model.d_model if value_bytes == 4 else 0)
+    every = {"none": 0, "selective": 2, "full": 1}[config.activation_checkpointing]
+    recomputed = -(-model.num_layers // every) if every else 0
+    kept_blocks = model.num_layers - recomputed + (1 if recomputed else 0)
+    activations = tokens * (per_block * kept_blocks + model.d_model * (recomputed + 2)) * value_bytes
+    cast_weights = 2 * model.num_non_embedding_params * kept_blocks // model.num_layers if value_bytes == 2 else 0
+    chunk = min(config.chunk_tokens, tokens)
+    head = chunk * model.vocab_size * (8 + value_bytes) + model.vocab_size * model.d_model * (4 + value_bytes)
+    moment_bytes = 4 if config.optim.moments == "bfloat16" else 8
+    return int((8 + moment_bytes) * model.num_params / world_size + activations + cast_weights + head)
+
+
+def predicted_step_seconds(
+    model: ModelConfig, num_tokens: int, attended_pairs: int, hardware: Hardware = H200, *, world_size: int = 1
+) -> float:
+    """Return the seconds that one optimiser step should take, from FLOPs and bytes alone: a roofline, no measurement.
+
+    Matrix products and attention run at their shares of the peak, one after the other. What is fused between them moves
+    about 14 d + 4 ff values of 2 bytes per token and block, three times over forward and backward; the loss moves its
+    logits six times in float32; the optimiser moves its state once a step.
+    """
+    matmul = 6.0 * matmul_params(model) * num_tokens / (hardware.peak_flops * MATMUL_EFFICIENCY)
+    pairs = effective_flops(model, 0, attended_pairs) / (hardware.peak_flops * ATTENTION_EFFICIENCY)
+    between = 3 * 2 * (14 * model.d_model + 4 * model.d_ff) * model.num_layers * num_tokens
+    logits = 6 * 4 * model.vocab_size * num_tokens
+    state = OPTIMIZER_BYTES_PER_PARAM * model.num_params
+    traffic = (between + logits + state) / (hardware.bytes_per_second * BANDWIDTH_EFFICIENCY)
+    return (matmul + pairs + traffic) / world_size
 
 
 def available_bytes(device: torch.device) -> int:

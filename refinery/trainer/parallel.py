@@ -72,7 +72,9 @@ def join_ranks(device: str) -> Ranks:
     if world_size == 1:
         return Ranks(0, 1, place)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        # both, so that a run on the CPUs of a machine with GPUs finds its group too
+        backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return Ranks(dist.get_rank(), dist.get_world_size(), place)
 
 
@@ -85,13 +87,18 @@ def leave_ranks() -> None:
 def place_model(model: Decoder, ranks: Ranks, compute_dtype: torch.dtype) -> None:
     """Shard a model that is still on the meta device (world > 1) and give it storage on its device."""
     if ranks.world_size > 1:
-        mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-        reshard = model.config.num_params > RESHARD_ABOVE_PARAMS
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        shard_model(model, ranks, compute_dtype)
     model.to_empty(device=ranks.device)
+
+
+def shard_model(model: Decoder, ranks: Ranks, compute_dtype: torch.dtype) -> None:
+    """Wrap every block and the whole model in FSDP2; needs a process group, at world 1 too (a benchmark's cost)."""
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    reshard = model.config.num_params > RESHARD_ABOVE_PARAMS
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 def sync_gradients(model: nn.Module, *, enabled: bool) -> None:

@@ -18,8 +18,10 @@ def train_step(run: Run, rows: StepRows) -> StepResult:
     config, ranks, local = run.config, run.ranks, rows.local
     length = local.tokens.shape[1]
     rate = learning_rate(config.schedule, rows.step, config.steps) * run.counters.rate_factor
-    counts = torch.tensor([local.num_targets, local.attended_pairs], dtype=torch.float64, device=ranks.device)
-    num_targets, pairs = ranks.sum(counts).tolist()
+    num_targets, pairs = float(local.num_targets), float(local.attended_pairs)
+    if ranks.world_size > 1:  # alone, nothing waits for the device here
+        counts = torch.tensor([num_targets, pairs], dtype=torch.float64, device=ranks.device)
+        num_targets, pairs = ranks.sum(counts).tolist()
     sums_S2 = torch.zeros(len(run.source.streams), 3, dtype=torch.float64, device=ranks.device)
     local_rows: list[torch.Tensor] = []
     run.optimizer.zero_grad(set_to_none=True)
