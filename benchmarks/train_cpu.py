@@ -3,8 +3,8 @@
     python benchmarks/train_cpu.py [--preset tiny] [--vocab N] [--length N] [--rows N] [--steps N] [--repeats N]
                                    [--threads N] [--out FILE]
 
-Three contenders (`train_loops`), AdamW step included, taking turns: the trainer, reading packed shards from disk with its
-own loader; the bare loop; the textbook loop over the same token file. Tokens per CPU second of the whole process
+Three contenders (`train_loops`), AdamW step included, taking turns: the trainer, reading packed shards from disk with
+its own loader; the bare loop; the textbook loop over the same token file. Tokens per CPU second of the whole process
 (prefetch thread included) and per second of wall clock: median over the steps, best repeat, the first three steps left
 out. On a shared machine only the CPU figures mean something. ``loader_share`` is the CPU time of reading, labels and
 documents of the same steps alone, as a share of the trainer's; ``data_wait_frac`` is what the loop waited.
