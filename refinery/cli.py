@@ -16,6 +16,7 @@ import typer
 
 from refinery import cli_train, forecast
 from refinery.cli_export import export_app
+from refinery.cli_ablate import ablate
 from refinery.cli_plan import plan_app
 from refinery.cli_remix import remix
 from refinery.cli_retune import retune
@@ -37,6 +38,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(plan_app, name="plan")
 app.command()(remix)
 app.command()(retune)
+app.command()(ablate)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")]

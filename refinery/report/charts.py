@@ -136,6 +136,49 @@ def histogram(
     return _chart("".join(body), x_name, y_name, label)
 
 
+@dataclass(frozen=True)
+class Interval:
+    """A named value with its interval; without ends it is a bare dot."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def intervals(rows: Sequence[Interval], x_name: str, label: str) -> Markup:
+    """Return one row per interval: its name, a line from end to end, a dot at the value; a dashed line at 0."""
+    if not rows:
+        return Markup("")
+    ends = [x for r in rows for x in (r.value, r.low, r.high) if x is not None]
+    x_ticks = ticks(min(0.0, *ends), max(0.0, *ends), about=4)
+    left, step, top = 150, 22, 14
+    floor = top + step * len(rows)
+    span = _WIDTH - left - _RIGHT
+
+    def across(x: float) -> float:
+        return left + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * span
+
+    body = [
+        f'<line class="grid" x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{top}" y2="{floor}"/>'
+        f'<text x="{across(x):.1f}" y="{floor + 16}" text-anchor="middle">{_tick_text(x, x_ticks)}</text>'
+        for x in x_ticks
+    ]
+    body.append(f'<line class="cut" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="{top - 8}" y2="{floor}"/>')
+    for index, row in enumerate(rows):
+        y = top + step * (index + 0.5)
+        body.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(plain(row.name[:24]))}</text>')
+        if row.low is not None and row.high is not None:
+            ends_at = f"{across(row.low):.1f},{y:.1f} {across(row.high):.1f},{y:.1f}"
+            body.append(f'<polyline class="line c0 d0" points="{ends_at}"/>')
+        body.append(f'<circle class="dot c0" cx="{across(row.value):.1f}" cy="{y:.1f}" r="3.2"/>')
+    axis = f'<text class="axis" x="{left + span / 2:.1f}" y="{floor + 34}" text-anchor="middle">{escape(x_name)}</text>'
+    return Markup(  # noqa: S704 - numbers and escaped names
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {floor + 40}" role="img" aria-label="{escape(plain(label))}">'
+        f"{''.join(body)}{axis}</svg>"
+    )
+
+
 def _grid_line(y: float, text: str) -> str:
     return (
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'

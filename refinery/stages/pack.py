@@ -150,7 +150,7 @@ def _task(recipe: Recipe, mix: StageManifest, tokens: StageManifest, fingerprint
     task = PackTask(
         recipe.workdir, recipe.seed, settings, fingerprint, folder, tokens.facts["sha256"], num_shards, frozenset()
     )
-    standing = frozenset(name for name in _shard_names(task) if _read_entry(task, name) is not None)
+    standing = frozenset(name for name in _shard_names(task) if read_entry(task, name) is not None)
     return PackTask(**{**task.__dict__, "done": standing})
 
 
@@ -226,7 +226,8 @@ def _special_ids(info: Any) -> tuple[int, int]:
     return eos, pad
 
 
-def _read_entry(task: PackTask, shard: str) -> dict[str, Any] | None:
+def read_entry(task: PackTask, shard: str) -> dict[str, Any] | None:
+    """Return what `pack_shard` recorded of a shard; None if it was made of something else or a file is not whole."""
     stream, _, name = shard.rpartition("/")
     path = task.folder / stream / f".{name}.entry.json"
     if not path.is_file():
@@ -245,7 +246,7 @@ def _read_entry(task: PackTask, shard: str) -> dict[str, Any] | None:
 
 def _entries(task: PackTask) -> dict[str, dict[str, Any]]:
     """Return the entries of all shards; a bucket that no document fell into has none."""
-    return {name: body for name in _shard_names(task) if (body := _read_entry(task, name)) is not None}
+    return {name: body for name in _shard_names(task) if (body := read_entry(task, name)) is not None}
 
 
 def _shard_manifest(

@@ -98,3 +98,13 @@ def test_word_diff_shortens_what_is_equal():
     assert sum(len(text) for _, text in pieces) < 500
     assert pieces[0][0] == "skipped"
     assert word_diff("中文字符", "中文子符") == [("same", "中文"), ("removed", "字"), ("added", "子"), ("same", "符")]
+
+
+def test_intervals_show_name_ends_and_zero():
+    rows = [charts.Interval("raw & <b>", 0.01, -0.02, 0.04), charts.Interval("rules", -0.05)]
+    svg = str(charts.intervals(rows, "bits per byte", "Differences"))
+    assert svg.count("<circle") == 2
+    assert svg.count("<polyline") == 1
+    assert svg.count('class="cut"') == 1
+    assert "raw &amp; &lt;b&gt;" in svg
+    assert charts.intervals([], "x", "y") == ""
