@@ -16,7 +16,9 @@ import typer
 
 from refinery import cli_train, forecast
 from refinery.cli_export import export_app
+from refinery import forecast
 from refinery.cli_ablate import ablate
+from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
 from refinery.cli_remix import remix
 from refinery.cli_retune import retune
