@@ -15,8 +15,6 @@ from typing import Annotated, Any
 import typer
 
 from refinery import cli_train, forecast
-from refinery.cli_export import export_app
-from refinery import forecast
 from refinery.cli_ablate import ablate
 from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
