@@ -7,7 +7,8 @@ substring); every hit of HumanEval in PEPs and package code; wikitext-2 test aga
 questions by share of words edited; false hits among about 1,000 documents of the same subjects (half of an eval against
 its other half, which it shares the kind of text with, but no item); and speed on one thread against 100,000 items,
 compilation left out, beside a Python set of joined 13-grams as evaluation harnesses keep it. Exits 1 when a bound is
-missed: 99 % of the CMRC contexts, 100 % of wikitext, under 0.5 % false hits, 60 MB/s, exponent 1.05.
+missed: 99 % of the CMRC contexts, HumanEval in at most 0.1 % of documentation and code and in all copies planted there,
+100 % of wikitext, under 0.5 % false hits, 60 MB/s, exponent 1.05.
 """
 
 from __future__ import annotations
@@ -244,6 +245,8 @@ def main() -> int:
     rates = report["speed"].values()
     bounds = {
         "cmrc recall": report["cmrc"]["recall"] >= 0.99,
+        "humaneval next to none": report["humaneval"]["documents_hit"] <= 0.001 * report["humaneval"]["documents"],
+        "humaneval planted": report["humaneval"]["planted_recall"] == 1.0,
         "wikitext whole": report["wikitext"]["found_frac"] == 1.0,
         "false hits": report["same_subjects"]["false_hit_frac"] < 0.005,
         "speed": all(r["mb_per_second"] >= 60 for r in rates),

@@ -11,6 +11,7 @@ import pytest
 
 from refinery.errors import ConfigError
 from refinery.io.read_evals import EvalSpec, find_evals, read_eval, values_at
+from refinery.recipe import load_recipe
 
 GSM8K = {"question": "How many eggs?", "answer": "12 = 12\n#### 12"}
 HUMANEVAL = {"task_id": "HumanEval/0", "prompt": "def f(x):", "canonical_solution": "return x", "test": "assert f(1)"}
@@ -122,6 +123,16 @@ def test_several_files_of_one_eval_keep_their_records_apart(tmp_path):
     items, told = read(tmp_path / "*.jsonl", name="both")
     assert [i.item for i in items if i.field == "question"] == ["a:0", "b:0"]
     assert len(told) == 2
+
+
+def test_the_quiz_of_the_demo_is_an_eval_and_one_passage_of_it_is_contaminated():
+    root = Path(__file__).parents[2]
+    [given] = load_recipe(root / "recipes" / "demo.yaml").decontaminate.evals
+    items, [told] = read(root / given.paths[0], fields=given.fields, id_field=given.id_field, name=given.name)
+    assert (told.records, told.records_without_text, len(items)) == (5, 0, 10)
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    standing = [i.item for i in items if i.text in readme]
+    assert standing == ["q1"], "the demo shows a hit because this passage stands in README.md; change both together"
 
 
 def test_the_real_layouts(shared_data):

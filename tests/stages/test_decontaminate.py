@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -113,6 +114,15 @@ def test_planted_items_are_found_with_spans_on_both_sides(cleaned):
     assert not [h for h in found if h["item"] == "q4"]
 
 
+def test_golden_hits(cleaned):
+    """Shares, runs and spans inside the item as stored: other numbers are another algorithm version."""
+    facts = ("eval", "item", "field", "item_start", "item_end", "num_ngrams", "longest_run")
+    rows = {(*(h[k] for k in facts), round(h["item_covered_frac"], 6), round(h["doc_covered_frac"], 6))
+            for h in _hits(cleaned) if h["item"] in ("q0", "q1", "zh")}  # fmt: skip
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "contamination_hits.json").read_text(encoding="utf-8"))
+    assert sorted(rows) == [tuple(row) for row in golden]
+
+
 def test_boilerplate_is_no_hit_and_is_told(cleaned):
     assert not _hits(cleaned, field="answer")
     assert {_documents(cleaned)[h["doc_id"]]["role"] for h in _hits(cleaned, item="q5")} == {"target"}
@@ -183,10 +193,11 @@ def test_another_policy_reads_no_text_again(cleaned, spark, tmp_path, policy, mo
     assert _hits(values) == _hits(cleaned)
 
 
-def test_parts_and_slices_do_not_change_hits(cleaned, spark, tmp_path):
-    values = {**cleaned, "workdir": str(tmp_path / "run"), "ingest": {**cleaned["ingest"], "part_bytes": 10**6}}
+@pytest.mark.parametrize(("part_bytes", "parts"), [(10**6, 2), (25_000, 3), (7_000, 7)])
+def test_parts_and_slices_do_not_change_hits(cleaned, spark, tmp_path, part_bytes, parts):
+    values = {**cleaned, "workdir": str(tmp_path / "run"), "ingest": {**cleaned["ingest"], "part_bytes": part_bytes}}
     run_stages(spark, values, STAGES, slice_rows=7)
-    assert len(part_files.part_numbers(values["workdir"], "ingest", "documents")) == 2
+    assert len(part_files.part_numbers(values["workdir"], "ingest", "documents")) >= parts
 
     def by_key(v):
         rows = sorted(({k: x for k, x in h.items() if k != "doc_id"} for h in _hits(v)), key=str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections import Counter
 
@@ -228,3 +230,32 @@ def test_containment_is_exact_and_its_bound_is_the_recipes(ran, spark, tmp_path)
     assert (row["a_ngrams"], row["b_ngrams"]) == (len(a), len(b))
     assert row["containment"] == pytest.approx(len(a & b) / len(a))
     assert row["jaccard"] == pytest.approx(len(a & b) / len(a | b))
+
+
+def test_sections_of_a_real_book_are_found_in_its_chapters(spark, shared_data, tmp_path):
+    """One edition has a file a section, the other a file a chapter; two chapters, against every pair compared."""
+    inputs, sources = [], {}
+    for edition, names in (("src", ("ch03-", "ch04-")), ("nostarch", ("chapter03", "chapter04"))):
+        path = shared_data / "neardup" / f"en-rust-book-{edition}.jsonl.gz"
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            rows = [row for row in map(json.loads, lines) if row["id"].rpartition("/")[2].startswith(names)]
+        write_jsonl(tmp_path / f"{edition}.jsonl", [{"id": r["id"], "text": r["text"]} for r in rows])
+        inputs.append(
+            {"source": edition, "domain": "book", "format": "jsonl", "paths": [f"{tmp_path}/{edition}.jsonl"]}
+        )
+        sources |= {hex_key(edition, r["id"]): r["id"].rpartition("/")[2] for r in rows}
+    run = {
+        "name": "book", "workdir": str(tmp_path / "run"), "inputs": inputs, "ingest": {"validation_frac": 0.0},
+        "dedup_sentences": {"exact": False, "containment": {}}, "spark": {"master": "local[2]"},
+    }  # fmt: skip
+    run_stages(spark, run, STAGES)
+    rows = whole_table(run["workdir"], "dedup_sentences", "containment").to_pylist()
+    found = {(sources[r["a_key"]], sources[r["b_key"]]) for r in rows}
+    grams = {}
+    for key, row in documents(run["workdir"]).items():
+        words = words_of(row["text"], "words")
+        grams[sources[key]] = {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
+    large = sorted((n for n, g in grams.items() if len(g) >= 100), key=lambda n: len(grams[n]))
+    pairs = [(a, b) for i, a in enumerate(large) for b in large[i + 1 :]]
+    assert found == {(a, b) for a, b in pairs if len(grams[a] & grams[b]) >= 0.5 * len(grams[a])}
+    assert len({(a, b) for a, b in found if a.startswith("ch0") and b == f"chapter{a[2:4]}.md"}) >= 7
