@@ -49,6 +49,20 @@ def document_positions(segment_lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.arange(len(numbers)) - starts[numbers], numbers
 
 
+def document_offsets(segment_lengths: np.ndarray) -> np.ndarray:
+    """Return int32 starts of the segments of a flattened batch and its end, padded with empty segments at the end.
+
+    Args:
+        segment_lengths: positive integers, shape (S,).
+    Returns: shape (a multiple of `PAD_DOCS_TO`, above S,).
+    """
+    padded = -(-(len(segment_lengths) + 1) // PAD_DOCS_TO) * PAD_DOCS_TO
+    offsets = np.full(padded, segment_lengths.sum(), dtype=np.int32)
+    offsets[0] = 0
+    offsets[1 : len(segment_lengths) + 1] = np.cumsum(segment_lengths)
+    return offsets
+
+
 def plan_attention(
     segment_lengths: np.ndarray, num_rows: int, length: int, device: torch.device, *, doc_mask: bool
 ) -> AttentionPlan:
@@ -67,11 +81,8 @@ def plan_attention(
     positions, numbers = document_positions(segment_lengths)
     positions_BL = torch.from_numpy(positions.reshape(num_rows, length)).to(device, non_blocking=True)
     if device.type == "cuda":
-        padded = -(-(len(segment_lengths) + 1) // PAD_DOCS_TO) * PAD_DOCS_TO
-        cu_docs = np.full(padded, num_rows * length, dtype=np.int32)
-        cu_docs[0] = 0
-        cu_docs[1 : len(segment_lengths) + 1] = np.cumsum(segment_lengths)
-        return AttentionPlan("varlen", positions_BL, None, torch.from_numpy(cu_docs).to(device, non_blocking=True))
+        cu_docs = torch.from_numpy(document_offsets(segment_lengths)).to(device, non_blocking=True)
+        return AttentionPlan("varlen", positions_BL, None, cu_docs)
     numbers_BL = torch.from_numpy(numbers.reshape(num_rows, length)).to(device)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
     mask = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & causal
