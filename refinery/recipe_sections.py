@@ -52,7 +52,9 @@ class Ingest(Section):
 class Screen(Section):
     """Language, licence and host screening."""
 
-    languages: tuple[str, ...] = Field((), description="languages to keep, as ISO 639-1 codes; empty keeps all")
+    languages: tuple[str, ...] = Field(
+        (), description="languages to keep, as ISO 639-1 codes, Chinese also as zh-Hans or zh-Hant; empty keeps all"
+    )
     min_confidence: Frac = Field(0.65, description="lowest confidence of the language model that counts as an answer")
     exempt_domains: tuple[str, ...] = Field(
         (), description="domains whose language is recorded but never a reason (code)"
@@ -61,10 +63,12 @@ class Screen(Section):
         (), description="licences to keep, as the sources write them; empty keeps all"
     )
     deny_licenses: tuple[str, ...] = Field((), description="licences to drop")
+    allow_sources: tuple[str, ...] = Field((), description="sources to keep; empty keeps all")
     deny_sources: tuple[str, ...] = Field((), description="sources to drop")
     blocked_hosts: str | None = Field(
-        None, description="file with one host a line; documents from it or its subdomains go"
+        None, description="file, or UT1 folder, of hosts and URLs, one a line; what lies under one of them goes"
     )
+    blocked_url_words: str | None = Field(None, description="file of words, one a line; a URL that holds one goes")
     model: str | None = Field(None, description="another fastText language model; lid.176 by default")
 
 

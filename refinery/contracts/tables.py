@@ -65,6 +65,11 @@ LANGUAGE = _schema(
     ("kana_frac", pa.float32(), True),
     ("latin_frac", pa.float32(), True),
     ("cyrillic_frac", pa.float32(), True),
+    ("chinese_script", pa.string(), True),
+    ("other_script_frac", pa.float32(), True),
+    ("chosen_lines", pa.int16(), True),
+    ("other_lines", pa.int16(), True),
+    ("other_lang", pa.string(), True),
 )
 
 WORDS = _schema(("doc_id", pa.int64(), False), ("boundaries", pa.large_binary(), True))

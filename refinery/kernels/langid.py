@@ -5,7 +5,8 @@ n-grams of words, so white space is all that is changed in the text. It need not
 at most `max_bytes`, in pieces spread evenly over the document (`SAMPLE_PIECES`), each cut at a blank near its start or
 at a character. What that costs in accuracy and gains in speed is printed by ``benchmarks/langid.py``.
 
-The model does not tell simplified from traditional Chinese, and confuses close kin (hr/bs/sr in Latin, id/ms, no/nn).
+The model does not tell simplified from traditional Chinese (`chinese_script` does), and confuses close kin (hr/bs/sr in
+Latin, id/ms, no/nn).
 
 Shape legend: D documents.
 """
@@ -179,6 +180,16 @@ def script_shares(views: TextViews) -> ScriptShares:
     return ScriptShares(han, kana, latin, cyrillic, letters)
 
 
+@numba.njit(cache=True)
+def is_cyrillic(code: int) -> bool:
+    """Tell whether a code point lies in one of the Cyrillic blocks."""
+    if code >= 0x400:
+        for low, high in _CYRILLIC:
+            if low <= code <= high:
+                return True
+    return False
+
+
 @numba.njit(cache=True, nogil=True)
 def _copy_folded(data: np.ndarray, start: int, end: int, first: int, at: int, out: np.ndarray) -> int:
     """Copy text; control characters and blanks fold to one blank between words, none at the line's start."""
@@ -250,10 +261,7 @@ def _count_scripts(offsets: np.ndarray, data: np.ndarray, classes: np.ndarray, c
                     han += 1
                 elif flags & KANA:
                     kana += 1
-                elif code >= 0x400:
-                    for low, high in _CYRILLIC:
-                        if low <= code <= high:
-                            cyrillic += 1
-                            break
+                elif is_cyrillic(code):
+                    cyrillic += 1
         counts[doc, 0], counts[doc, 1], counts[doc, 2], counts[doc, 3] = han, kana, latin, cyrillic
         counts[doc, 4] = letters

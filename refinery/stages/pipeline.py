@@ -9,6 +9,7 @@ from typing import Any
 from refinery.contracts.manifest import StageManifest
 from refinery.errors import ConfigError
 from refinery.io import storage
+from refinery.io.blocklists import read_blocklist
 from refinery.recipe import STAGE_ORDER, Recipe
 from refinery.stages import (
     decontaminate,
@@ -130,7 +131,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         rules.recipe_rules(recipe)
         rules.segmentation_identity(recipe)
     if "screen" in stages and recipe.screen:
-        screen.read_hosts(recipe.screen.blocked_hosts)
+        read_blocklist(recipe.screen.blocked_hosts, recipe.screen.blocked_url_words)
     if "tokenize" in stages:
         tokenize.check_origin(recipe)
     if "quality" in stages and recipe.quality and recipe.quality.model and not storage.exists(recipe.quality.model):

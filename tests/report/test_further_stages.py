@@ -90,7 +90,8 @@ def folder(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("further")
     fake_run.ingest(workdir)
     languages = [[(fake_run.LABELS[p][3], 0.9)] * len(names(p)) for p in (0, 1)]
-    facts = {"languages": {"en": [6, 6254], "zh": [3, 493]}}
+    lines = {"language": "zh", "lines": 4, "share": 0.251, "low": 0.123, "high": 0.377}
+    facts = {"languages": {"en": [6, 6254], "zh": [3, 493]}, "line_languages": [lines]}
     stage(workdir, "screen", "language", LANGUAGE, languages, {"short": "screen.language"}, facts=facts)
     scores = [[(0.2 + row / 10,) for row in range(6)], [(None,)] * 3]
     facts = {
