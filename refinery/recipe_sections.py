@@ -43,7 +43,16 @@ class Ingest(Section):
     )
     validation_frac: Frac = Field(0.01, description="share of documents held out, by hash of (seed, text)")
     max_bad_records_frac: Frac = Field(0.05, description="more unreadable records than this stop the run")
-    max_document_bytes: int = Field(20 * 2**20, ge=1024, description="longer documents are dropped with reason")
+    max_document_bytes: int = Field(20 * 2**20, ge=1024, description="longer documents are too long")
+    long_documents: Literal["drop", "cut"] = Field(
+        "drop", description="drop documents that are too long, or cut them at a line end and count what went"
+    )
+    mojibake: Literal["repair", "keep"] = Field(
+        "repair", description="undo UTF-8 that was read as another encoding, where a text shows the signs of it"
+    )
+    chinese: Literal["keep", "simplified"] = Field(
+        "keep", description="simplified turns traditional Chinese text into simplified, by phrases"
+    )
     pii: Literal["mask", "off"] = Field(
         "off", description="mask e-mail addresses, public IPs, phone, card and id numbers"
     )

@@ -10,19 +10,21 @@ Shape legend: D documents.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numba
 import numpy as np
 
 from refinery.kernels.char_classes import decode
-from refinery.kernels.text import TextViews
+from refinery.kernels.text import TextViews, views_of
 
 MIN_MARKS = 3
 """Fewer telling characters than this leave the script open."""
 HANS, HANT = 1, 2
 CHINESE = ("zh", "yue", "wuu")
 """The model's labels for which the question makes sense; Japanese text mixes the two sets."""
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 _FIRST, _LAST = 0x4E00, 0x9FFF
 
 
@@ -34,6 +36,13 @@ def chinese_scripts(views: TextViews) -> np.ndarray:
     simplified, traditional = counts[:, 0], counts[:, 1]
     script = np.where(simplified > traditional, HANS, np.where(traditional > simplified, HANT, 0))
     return np.where(told, script, 0).astype(np.uint8)
+
+
+def is_traditional(text: str) -> bool:
+    """Tell whether one text is traditional Chinese; kana says that it is Japanese, whose text mixes the two sets."""
+    if text.isascii() or _KANA.search(text):
+        return False
+    return bool(chinese_scripts(views_of([text]))[0] == HANT)
 
 
 @cache

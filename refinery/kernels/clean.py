@@ -82,6 +82,19 @@ def looks_like_mojibake(text: str) -> bool:
     return sum(1 for _ in zip(range(MIN_MOJIBAKE_HITS), hits, strict=False)) == MIN_MOJIBAKE_HITS
 
 
+def cut_to_bytes(text: str, max_bytes: int) -> str:
+    """Return the longest beginning of at most `max_bytes` of UTF-8, at a line end if the last eighth holds one."""
+    raw = text.encode()
+    if len(raw) <= max_bytes:
+        return text
+    end = raw.rfind(b"\n", max_bytes - max_bytes // 8, max_bytes + 1)
+    if end < 0:
+        end = max_bytes
+        while end and raw[end] & 0xC0 == 0x80:
+            end -= 1
+    return raw[:end].decode().rstrip(_BLANKS + "\n")
+
+
 def _normalise(text: str) -> str:
     try:
         raw = text.encode()

@@ -11,6 +11,7 @@ import functools
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,11 @@ from refinery.contracts.tables import DOCUMENTS, PART_SHIFT
 from refinery.errors import ConfigError, DataError
 from refinery.hashing import hex_key, key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
+from refinery.io.charset import mojibake_repair, simplified_converter
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, read_split
 from refinery.io.splits import Split, plan_splits
-from refinery.kernels.clean import clean_text, text_hash
+from refinery.kernels.chinese_script import is_traditional
+from refinery.kernels.clean import clean_text, cut_to_bytes, text_hash
 from refinery.recipe import Input, Recipe
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
@@ -35,7 +38,7 @@ from refinery.stages.tallies import tally
 from refinery.stages.workspace import Run, commit_stage, part_entries, stage_fingerprint, up_to_date
 
 NAME = "ingest"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 MAX_LISTED_BAD_RECORDS = 200
 """Bad records named one by one per part; all are counted."""
 _BATCH_DOCS = 2048
@@ -165,20 +168,23 @@ def _read_part(task: IngestTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
     dropped_bytes: Counter[str] = Counter()
     columns: dict[str, list[Any]] = {name: [] for name in _READ_COLUMNS}
     batches: list[pa.Table] = []
+    cut: Counter[str] = Counter()
+    clean = _cleaner(task.settings, pii)
     for record in read_split(spec, split):
         if isinstance(record, BadRecord):
             bad[record.reason] += 1
             if len(listed) < MAX_LISTED_BAD_RECORDS:
                 listed.append([_relative(record.path, root), record.offset, record.reason])
             continue
-        text = clean_text(record.text)
-        if task.settings["pii"] == "mask":
-            from refinery.kernels.pii import mask  # noqa: PLC0415 - only runs that mask load it
-
-            text, masked = mask(text)
-            pii.update(masked)
-        size = len(text) if text.isascii() else len(text.encode())
-        reason = "empty" if not text.strip() else "too_long" if size > task.settings["max_document_bytes"] else None
+        text = clean(record.text)
+        size = _utf8_bytes(text)
+        too_long = size > task.settings["max_document_bytes"]
+        if too_long and task.settings["long_documents"] == "cut":
+            text = cut_to_bytes(text, task.settings["max_document_bytes"])
+            left = _utf8_bytes(text)
+            cut.update(docs=1, bytes=size - left)
+            size, too_long = left, False
+        reason = "empty" if not text.strip() else "too_long" if too_long else None
         if reason:
             dropped[reason] += 1
             dropped_bytes[reason] += size
@@ -189,7 +195,7 @@ def _read_part(task: IngestTask, part: int) -> tuple[pa.Table, dict[str, Any]]:
     batches.append(_batch(columns))
     table = _finish(task, spec, part, pa.concat_tables(batches))
     result = {
-        "counts": tally(table, None, None) + _dropped_counts(spec, dropped, dropped_bytes),
+        "counts": tally(table, None, None) + _left_out_counts(spec, dropped, dropped_bytes, cut),
         "bad": dict(sorted(bad.items())),
         "bad_listed": listed,
         "pii": dict(sorted(pii.items())),
@@ -248,21 +254,47 @@ def _relative(path: str, root: str) -> str:
     return path.removeprefix(root).lstrip("/") if root else path
 
 
-def _dropped_counts(spec: InputSpec, docs: Counter[str], sizes: Counter[str]) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": "dropped",
-            "reason": f"ingest.{reason}",
-            "source": spec.source,
-            "domain": spec.domain,
-            "role": spec.role,
-            "lang": spec.lang or "",
-            "split": "",
-            "docs": docs[reason],
-            "bytes": sizes[reason],
-        }
+def _left_out_counts(
+    spec: InputSpec, docs: Counter[str], sizes: Counter[str], cut: Counter[str]
+) -> list[dict[str, Any]]:
+    labels = {"source": spec.source, "domain": spec.domain, "role": spec.role, "lang": spec.lang or "", "split": ""}
+    rows = [
+        {"kind": "dropped", "reason": f"ingest.{reason}", **labels, "docs": docs[reason], "bytes": sizes[reason]}
         for reason in sorted(docs)
     ]
+    if cut:
+        rows.append({"kind": "cut", "reason": "ingest.too_long", **labels, "docs": cut["docs"], "bytes": cut["bytes"]})
+    return rows
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], str]:
+    """Return what makes a record's text clean; what it masks is counted in `pii`."""
+    repair = mojibake_repair() if settings["mojibake"] == "repair" else None
+    steps: list[Callable[[str], str]] = []
+    if settings["chinese"] == "simplified":
+        convert = simplified_converter()
+        steps.append(lambda text: convert(text) if is_traditional(text) else text)
+    if settings["pii"] == "mask":
+        from refinery.kernels.pii import mask  # noqa: PLC0415 - only runs that mask load it
+
+        def masked(text: str) -> str:
+            text, found = mask(text)
+            pii.update(found)
+            return text
+
+        steps.append(masked)
+
+    def clean(text: str) -> str:
+        text = clean_text(text, repair=repair)
+        for step in steps:
+            text = step(text)
+        return text
+
+    return clean
 
 
 def _check_sources(task: IngestTask, results: list[dict[str, Any]], max_bad_frac: float) -> None:
