@@ -67,8 +67,8 @@ LANGUAGE = _schema(
     ("cyrillic_frac", pa.float32(), True),
     ("chinese_script", pa.string(), True),
     ("other_script_frac", pa.float32(), True),
-    ("chosen_lines", pa.int16(), True),
-    ("other_lines", pa.int16(), True),
+    ("chosen_lines", pa.int32(), True),
+    ("other_lines", pa.int32(), True),
     ("other_lang", pa.string(), True),
 )
 

@@ -174,8 +174,8 @@ def _lines(
     first = np.full(views.num_docs, -1, dtype=np.int64)
     first[chosen.doc[other][::-1]] = label[other][::-1]
     return {
-        "chosen_lines": pa.array(np.bincount(chosen.doc, minlength=views.num_docs), pa.int16()),
-        "other_lines": pa.array(np.bincount(chosen.doc[other], minlength=views.num_docs), pa.int16()),
+        "chosen_lines": pa.array(np.bincount(chosen.doc, minlength=views.num_docs), pa.int32()),
+        "other_lines": pa.array(np.bincount(chosen.doc[other], minlength=views.num_docs), pa.int32()),
         "other_lang": pa.array(names[first], pa.string()),
     }
 
