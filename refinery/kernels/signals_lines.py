@@ -14,6 +14,7 @@ from refinery.hashing import hash_bytes
 from refinery.kernels.char_classes import SPACE, TERMINAL, class_of, decode
 from refinery.kernels.repetition import repeated_segments
 from refinery.kernels.signals_catalog import Count
+from refinery.kernels.wide import next_line_end
 
 SHORT_LINE_CHARS = 30
 _SEED = np.uint64(0x6C696E65)
@@ -98,11 +99,7 @@ def scan_lines(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
     nonempty, blank_nonempty = 0, integers[2]
     begin = start
     while begin < end:
-        chars, i = 0, begin
-        while i < end and data[i] != 0x0A:
-            if data[i] & 0xC0 != 0x80:
-                chars += 1
-            i += 1
+        i, chars = next_line_end(data, begin, end)
         stop = i
         if i < end and stop > begin and data[stop - 1] == 0x0D:
             stop -= 1
@@ -143,9 +140,8 @@ def scan_paragraphs(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scrat
     begin, i = start, start
     while i < end:
         if data[i] != 0x0A:
-            if data[i] & 0xC0 != 0x80:
-                chars += 1
-            i += 1
+            i, more = next_line_end(data, i, end)
+            chars += more
             continue
         stop, stop_chars = i, chars
         if i > begin and data[i - 1] == 0x0D:

@@ -10,6 +10,7 @@ import numpy as np
 from refinery.hashing import hash_bytes, splitmix64
 from refinery.kernels.char_classes import ALPHA, HAN, STOP_ZH, class_of, decode
 from refinery.kernels.signals_catalog import Count
+from refinery.kernels.wide import packed_bytes
 
 _SEED = np.uint64(0x776F7264)
 _THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH = (
@@ -128,9 +129,7 @@ def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
         first, last = start + starts[w], start + ends[w]
         length = last - first
         if length < 8:  # the bytes and their number fit in the key: exact, and half the time of hash_bytes
-            packed = np.int64(0)
-            for i in range(first, last):
-                packed = (packed << 8) | np.int64(data[i])
+            packed = packed_bytes(data, first, length)
             keys[w] = splitmix64(np.uint64(packed) | (np.uint64(length) << np.uint64(56)))
         else:
             packed = np.int64(0)

@@ -87,7 +87,7 @@ def _is_apostrophe(code: int) -> bool:
 
 
 @numba.njit(cache=True, nogil=True)
-def split_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned output arrays)
+def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned output arrays)
     data: np.ndarray,
     start: int,
     end: int,
@@ -105,11 +105,11 @@ def split_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned output ar
     need room for ``end - start`` entries.
     """
     segmented = len(boundaries) > 0
-    words, symbols = 0, 0
-    last_symbol = -1
-    i = start
+    words, symbols, last_symbol, i = 0, 0, -1, start
     while i < end:
-        code, width = decode(data, i, end)
+        code, width = np.int64(data[i]), 1
+        if code >= 0x80:  # no call for ASCII
+            code, width = decode(data, i, end)
         flags = class_of(classes, code)
         if not flags & WORD:
             if flags & SPACE:
@@ -128,14 +128,19 @@ def split_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned output ar
             kind |= flags
             i += width
             if not ideographic:
+                body = i
                 while i < end and data[i] < 0x80 and classes[data[i]] & WORD:  # the body of an ASCII word
                     kind |= np.int64(classes[data[i]])
-                    chars += 1
                     i += 1
+                chars += i - body
             if i >= end:
                 break
-            code, width = decode(data, i, end)
+            code, width = np.int64(data[i]), 1
+            if code >= 0x80:
+                code, width = decode(data, i, end)
             flags = class_of(classes, code)
+            if not flags & WORD and code != 0x27 and code != 0x2019:  # noqa: PLR1714 (a set would be built per word)
+                break
             if ideographic:
                 joins = flags & WORD == MARK or (segmented and flags & IDEOGRAPHIC != 0 and boundaries[i] == 0)
             else:
@@ -143,9 +148,7 @@ def split_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned output ar
                     following, _ = decode(data, i + width, end)
                     flags = class_of(classes, following)  # joins if a letter does; its flags count anyway
                 joins = flags & WORD != 0 and flags & IDEOGRAPHIC == 0
-        ends[words] = i - start
-        num_chars[words] = chars
-        kinds[words] = kind & 0xFF
+        ends[words], num_chars[words], kinds[words] = i - start, chars, kind & 0xFF
         words += 1
         last_symbol = -1
     return words, symbols

@@ -1,0 +1,51 @@
+"""Text eight bytes at a time: where a line ends, how many characters stand before.
+
+Bytes are looked at as one integer (Lamport, "Multiple byte processing with full-word instructions", CACM 18, 1975).
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from refinery.hashing import load_uint64
+
+_LOW = np.uint64(0x0101010101010101)
+_HIGH = np.uint64(0x8080808080808080)
+_NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
+_ONE, _S7, _S8, _S16, _S32, _S56 = (np.uint64(n) for n in (1, 7, 8, 16, 32, 56))
+_EVEN_BYTES, _EVEN_PAIRS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
+
+
+@numba.njit(cache=True, inline="always")
+def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
+    r"""Return (position of the first ``\n`` at or after `begin`, or `end`; characters that start before it)."""
+    i, chars = begin, 0
+    while i + 8 <= end:
+        eight = load_uint64(data, i)
+        other = eight ^ _NEWLINES
+        if (other - _LOW) & ~other & _HIGH:
+            break
+        chars += 8 - np.int64((((eight & ~(eight << _ONE) & _HIGH) >> _S7) * _LOW) >> _S56)
+        i += 8
+    while i < end and data[i] != 0x0A:
+        if data[i] & 0xC0 != 0x80:
+            chars += 1
+        i += 1
+    return i, chars
+
+
+@numba.njit(cache=True, inline="always")
+def packed_bytes(data: np.ndarray, first: int, length: int) -> np.int64:
+    """Return ``data[first : first + length]``, 1 to 7 bytes, as one big-endian integer."""
+    if first + 8 <= len(data):
+        x = load_uint64(data, first)
+        x = ((x >> _S8) & _EVEN_BYTES) | ((x & _EVEN_BYTES) << _S8)
+        x = ((x >> _S16) & _EVEN_PAIRS) | ((x & _EVEN_PAIRS) << _S16)
+        x = (x >> _S32) | (x << _S32)
+        packed = np.int64(x >> np.uint64(64 - 8 * length))
+    else:
+        packed = np.int64(0)
+        for i in range(first, first + length):
+            packed = (packed << 8) | np.int64(data[i])
+    return packed
