@@ -33,7 +33,7 @@ from refinery.stages.containment import find_contained
 from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.repeated_lines import Spans, cut_lines, cuts_of_lines, cuts_table, spans_of_cuts
-from refinery.stages.repeats import Copies, keepers_of, ranked_copies, write_repeats
+from refinery.stages.repeats import Copies, distinct_pairs, keepers_of, ranked_copies, write_repeats
 from refinery.stages.sentence_embeddings import SIMILAR, pool_mask, similar_sentences
 from refinery.stages.tallies import TALLY_COLUMNS, tally, tally_cuts
 from refinery.stages.workspace import (
@@ -152,14 +152,10 @@ def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
             ids = table.column("doc_id").to_numpy()
             long = hashed.num_words >= task.settings["min_words"]
             long &= ~touched(ids[owner] & _ROW, spans.starts, spans.ends, lines)
-            pairs = np.unique(np.stack([owner[long].astype(np.uint64), hashed.hashes[long]], axis=1), axis=0)
-            docs = pairs[:, 0].astype(np.int64)
+            docs, hashes = distinct_pairs(owner[long], hashed.hashes[long])
             ties = key_prefix_uint64(table.column("doc_key").to_pylist()).view(np.int64)
-            tables.append(
-                pa.table({"hash": pairs[:, 1].copy().view(np.int64), "doc_id": ids[docs], "tie": ties[docs]}).cast(
-                    SENTENCES
-                )
-            )
+            rows = pa.table({"hash": hashes.view(np.int64), "doc_id": ids[docs], "tie": ties[docs]})
+            tables.append(rows.cast(SENTENCES))
         found = part_files.write_part(path, pa.concat_tables(tables), SENTENCES, print_)
     return {"sentences": located(part, found)}
 

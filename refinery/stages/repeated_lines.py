@@ -24,7 +24,7 @@ from refinery.kernels.lines import FORMAT_VERSION, line_spans
 from refinery.kernels.text import text_views
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
-from refinery.stages.repeats import STAGE, Copies, keepers_of, ranked_copies, write_repeats
+from refinery.stages.repeats import STAGE, Copies, distinct_pairs, keepers_of, ranked_copies, write_repeats
 
 if TYPE_CHECKING:
     from refinery.stages.dedup_sentences import SentencesTask
@@ -118,13 +118,12 @@ def _line_rows(table: pa.Table, ranks: np.ndarray, settings: dict[str, Any]) -> 
     spans = line_spans(text_views(table.column("text")), settings["unit"])
     owner = np.repeat(np.arange(table.num_rows), np.diff(spans.doc_offsets))
     long = spans.num_letters >= settings["min_letters"]
-    pairs = np.unique(np.stack([owner[long].astype(np.uint64), spans.hashes[long]], axis=1), axis=0)
-    docs = pairs[:, 0].astype(np.int64)
+    docs, hashes = distinct_pairs(owner[long], spans.hashes[long])
     keys = key_prefix_uint64(table.column("doc_key").to_pylist())
     ties = (keys ^ np.uint64(1 << 63)).view(np.int64)  # signed order is that of the keys
     return pa.table(
         {
-            "hash": pairs[:, 1].copy().view(np.int64),
+            "hash": hashes.view(np.int64),
             "doc_id": table.column("doc_id").to_numpy()[docs],
             "tie": ties[docs],
             "rank": ranks[docs],
