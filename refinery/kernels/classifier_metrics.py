@@ -59,7 +59,7 @@ def roc_auc(scores_D: np.ndarray, labels_D: np.ndarray) -> float:
         DataError: one class is empty, or a score is NaN.
         SchemaError: the shapes differ.
     """
-    scores, labels = _check(scores_D, labels_D)
+    scores, labels = check_scores_and_labels(scores_D, labels_D)
     values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     mean_ranks = ends - (counts - 1) / 2.0
@@ -81,7 +81,7 @@ def roc_auc_interval(scores_D: np.ndarray, labels_D: np.ndarray) -> AucInterval:
 
 def precision_recall(scores_D: np.ndarray, labels_D: np.ndarray) -> PrecisionRecall:
     """Return precision and recall at every distinct score. Arguments and errors as in `roc_auc`."""
-    scores, labels = _check(scores_D, labels_D)
+    scores, labels = check_scores_and_labels(scores_D, labels_D)
     values, inverse = np.unique(scores, return_inverse=True)
     kept = np.cumsum(np.bincount(inverse, minlength=len(values))[::-1])
     hits = np.cumsum(np.bincount(inverse, weights=labels, minlength=len(values))[::-1])
@@ -143,7 +143,7 @@ def fit_calibration(scores_D: np.ndarray, labels_D: np.ndarray) -> Calibration:
 
     Arguments and errors as in `roc_auc`.
     """
-    scores, labels = _check(scores_D, labels_D)
+    scores, labels = check_scores_and_labels(scores_D, labels_D)
     values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     hits = np.bincount(inverse, weights=labels)
     starts: list[float] = []
@@ -170,7 +170,7 @@ def calibrate(calibration: Calibration, scores_D: np.ndarray) -> np.ndarray:
 
 def calibration_error(probabilities_D: np.ndarray, labels_D: np.ndarray, num_bins: int = 10) -> float:
     """Return the expected calibration error over equal-width bins: mean |share of positives - mean probability|."""
-    probabilities, labels = _check(probabilities_D, labels_D)
+    probabilities, labels = check_scores_and_labels(probabilities_D, labels_D)
     bins = np.clip((probabilities * num_bins).astype(np.int64), 0, num_bins - 1)
     gaps = np.bincount(bins, weights=labels, minlength=num_bins) - np.bincount(
         bins, weights=probabilities, minlength=num_bins
@@ -213,7 +213,8 @@ def _check_scores(scores_D: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _check(scores_D: np.ndarray, labels_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_scores_and_labels(scores_D: np.ndarray, labels_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as float64 and bool arrays. Arguments and errors as in `roc_auc`."""
     scores, labels = _check_scores(scores_D), np.asarray(labels_D, dtype=np.bool_)
     if labels.shape != scores.shape:
         raise SchemaError(f"{scores.shape} scores and {labels.shape} labels; each document needs one of both")

@@ -10,6 +10,7 @@ as malloc returned it. Matrices over 32 MB come as zero pages; smaller ones hold
 model each time or stops with NaN. `_zeroed_memory` makes every new block zero (glibc).
 
 Prediction goes through the library's C++ object: its Python ``predict(str)`` fails under numpy 2, and builds arrays.
+What stands in a model file, and how one is opened: `fasttext_file`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError
+from refinery.kernels.fasttext_file import fasttext_library, file_sha256, load_model
 from refinery.kernels.preparation import PREPARATIONS, check_preparation, iterate_lines, prepare
 from refinery.kernels.shingles import table_digest
 from refinery.kernels.text import TextViews
@@ -38,7 +40,6 @@ EMPTY_SCORE = 0.0
 """Score of a document without tokens: nothing speaks for it."""
 
 _M_PERTURB = -6  # malloc.h
-_MAGIC, _NEWEST_FORMAT = 793712314, 12  # first two int32 of a model file
 _NUM_SORT_FILES = 64
 
 
@@ -57,6 +58,8 @@ class TrainSettings:
     bucket: int = 200_000
     min_count: int = 1
     seed: int = 0
+    threads: int = 1
+    """More than one gives another model each time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +87,8 @@ class Classifier(NamedTuple):
     positive_label: str
     preparation: str
     sha256: str
+    label_values: tuple[tuple[str, float], ...] = ()
+    """(label, value): where given, the score is the expected value and not the probability of `positive_label`."""
 
 
 def train_classifier(
@@ -121,7 +126,7 @@ def train_classifier(
         _train(library, train_file, settings).save_model(str(model_file))
         card = ModelCard(
             card_version=CARD_VERSION,
-            sha256=_sha256_of(model_file),
+            sha256=file_sha256(model_file),
             num_bytes=model_file.stat().st_size,
             preparation=preparation,
             preparation_version=PREPARATIONS[preparation],
@@ -171,6 +176,11 @@ def open_classifier(path: Path, positive_label: str) -> Classifier:
         IntegrityError: the file is damaged, or was trained on text prepared in another way.
     """
     card = read_card(path)
+    _check_card(path, card)
+    return open_external_classifier(path, positive_label, card.preparation, card.sha256)
+
+
+def _check_card(path: Path, card: ModelCard) -> None:
     current = PREPARATIONS.get(card.preparation)
     if current != card.preparation_version:
         raise IntegrityError(
@@ -182,7 +192,6 @@ def open_classifier(path: Path, positive_label: str) -> Classifier:
             f"{path} was trained under another Unicode version (character table {card.unicode_digest}, here "
             f"{table_digest('words')}); train it again with this Python"
         )
-    return open_external_classifier(path, positive_label, card.preparation, card.sha256)
 
 
 def open_external_classifier(
@@ -209,8 +218,51 @@ def open_external_classifier(
     return Classifier(model, labels, wanted, preparation, found)
 
 
+def open_declared(
+    path: Path, labels: str | Mapping[str, float], preparation: str, sha256: str | None = None
+) -> Classifier:
+    """Open a model by what a recipe declares of it; a card beside the file must say the same.
+
+    Args:
+        path: the model file.
+        labels: the label whose probability is the score, or label -> value in [0, 1], for the expected value;
+            ``*`` stands for the labels that are not named.
+        preparation: a name of `PREPARATIONS`.
+        sha256: expected hash of the file; None accepts any.
+
+    Raises:
+        ConfigError: as `open_external_classifier`, or a value is outside [0, 1].
+        IntegrityError: as `open_classifier`, or the card names another preparation than is declared.
+    """
+    if _card_path(path).is_file():
+        card = read_card(path)
+        if card.preparation != preparation:
+            raise IntegrityError(
+                f"{path} was trained on text prepared as {card.preparation!r} (its card says so), the recipe declares "
+                f"{preparation!r}; set preparation: {card.preparation}"
+            )
+        _check_card(path, card)
+        sha256 = sha256 or card.sha256
+    if isinstance(labels, str):
+        return open_external_classifier(path, labels, preparation, sha256)
+    model, found = load_model(path, sha256)
+    known = tuple(label.removeprefix(LABEL_PREFIX) for label in model.getLabels("strict")[0])
+    given = {label.removeprefix(LABEL_PREFIX): value for label, value in labels.items()}
+    unknown = sorted(set(given) - {*known, "*"})
+    lacking = [] if "*" in given else sorted(set(known) - set(given))
+    bad = sorted(label for label, value in given.items() if not 0.0 <= value <= 1.0)
+    if unknown or lacking or bad:
+        raise ConfigError(
+            f"{path} has labels {', '.join(known[:20])}; label_values must give each a value in [0, 1] "
+            f"(unknown: {unknown}, missing: {lacking}, out of bounds: {bad}; '*' stands for the rest)"
+        )
+    check_preparation(preparation)
+    values = tuple((label, float(given.get(label, given.get("*", 0.0)))) for label in known)
+    return Classifier(model, known, "", preparation, found, values)
+
+
 def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
-    """Return the probability of the positive label for prepared lines.
+    """Return the probability of the positive label, or the expected label value, for prepared lines.
 
     Args:
         classifier: an open model.
@@ -221,6 +273,12 @@ def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
     scores_D = np.full(lines.num_docs, EMPTY_SCORE, dtype=np.float32)
     predict, wanted = classifier.model.predict, LABEL_PREFIX + classifier.positive_label
     num_labels = len(classifier.labels)
+    if classifier.label_values:
+        values = {LABEL_PREFIX + label: value for label, value in classifier.label_values}
+        for index, line in iterate_lines(lines):
+            found = predict(line, num_labels, 0.0, "strict")
+            scores_D[index] = sum(probability * values[label] for probability, label in found)
+        return np.clip(scores_D, 0.0, 1.0)
     for index, line in iterate_lines(lines):
         for probability, label in predict(line, num_labels, 0.0, "strict"):
             if label == wanted:
@@ -232,55 +290,6 @@ def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
 def score_documents(classifier: Classifier, views: TextViews) -> np.ndarray:
     """Prepare and score documents: float32, shape (D,). See `score`."""
     return score(classifier, prepare(views, classifier.preparation))
-
-
-def fasttext_library() -> Any:
-    """Return the ``fasttext`` module after checking that it can train.
-
-    Raises:
-        ConfigError: it is missing, or a predict-only package has taken its place.
-    """
-    remedy = "pip install fasttext (needs a C++ compiler) or fasttext-numpy2-wheel"
-    try:
-        import fasttext  # noqa: PLC0415 (one optional dependency, named in the error)
-    except ImportError as error:
-        raise ConfigError(f"fastText is not installed ({error}); {remedy}") from error
-    if not hasattr(fasttext, "train_supervised"):
-        raise ConfigError(
-            f"the module fasttext at {fasttext.__file__} cannot train: fasttext-predict overwrote it; "
-            f"uninstall both, then {remedy}"
-        )
-    return fasttext
-
-
-def load_model(path: Path, sha256: str | None = None) -> tuple[Any, str]:
-    """Load a model file without the Python wrapper (which warns on stderr); return the C++ object and its sha256.
-
-    Raises:
-        ConfigError: no such file, or no fastText.
-        IntegrityError: not a fastText model, or another file than `sha256` says.
-    """
-    fasttext_library()
-    import fasttext_pybind  # noqa: PLC0415 (part of fasttext)
-
-    if not path.is_file():
-        raise ConfigError(f"fastText model {path} does not exist; correct the path")
-    found = _sha256_of(path)
-    if sha256 is not None and found != sha256:
-        raise IntegrityError(f"{path} has sha256 {found}, expected {sha256}; copy or train the model again")
-    with path.open("rb") as file:
-        header = np.frombuffer(file.read(8).ljust(8, b"\0"), dtype="<i4").tolist()
-    if header[0] != _MAGIC or not 0 < header[1] <= _NEWEST_FORMAT:
-        raise IntegrityError(
-            f"{path} is not a fastText model of format 1..{_NEWEST_FORMAT} (header {header}); "
-            "download or train it again"
-        )
-    model = fasttext_pybind.fasttext()
-    try:
-        model.loadModel(str(path))
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise IntegrityError(f"{path} cannot be loaded ({error}); download or train it again") from error
-    return model, found
 
 
 def _train(library: Any, train_file: Path, settings: TrainSettings) -> Any:
@@ -297,7 +306,7 @@ def _train(library: Any, train_file: Path, settings: TrainSettings) -> Any:
                 seed=settings.seed,
                 minn=0,
                 maxn=0,
-                thread=1,
+                thread=settings.threads,
                 verbose=0,
             )
     except (RuntimeError, ValueError) as error:
@@ -349,11 +358,6 @@ def _card_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_settings(settings: TrainSettings) -> None:
     bounds = {
         "dim": (1, 2048),
@@ -361,6 +365,7 @@ def _check_settings(settings: TrainSettings) -> None:
         "word_ngrams": (1, 10),
         "bucket": (1, 2**31 - 1),
         "min_count": (1, 2**31 - 1),
+        "threads": (1, 256),
     }
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)

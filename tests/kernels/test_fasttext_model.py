@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError
 from refinery.kernels import fasttext_model as ft
+from refinery.kernels.fasttext_words import strongest_words
 from refinery.kernels.preparation import iterate_lines, prepare, training_line
 from refinery.kernels.text import text_views, views_of
 from tests.kernels.reference_minhash import UNSPACED_NAMES, fold
@@ -201,6 +202,60 @@ def test_a_third_party_model_needs_label_and_preparation(trained, tmp_path):
         ft.open_external_classifier(path, "law", sha256="0" * 64)
     with pytest.raises(ConfigError, match="does not exist"):
         ft.open_external_classifier(tmp_path / "none.bin", "law")
+
+
+def test_a_card_beside_a_declared_model_must_agree(trained, tmp_path):
+    path = copy_of(trained[0], tmp_path)
+    assert ft.open_declared(path, "law", "words").sha256 == trained[1].sha256
+    with pytest.raises(IntegrityError, match="set preparation: words"):
+        ft.open_declared(path, "law", "one_line")
+    card_path = path.with_name(path.name + ".json")
+    card = json.loads(card_path.read_text())
+    card_path.write_text(json.dumps(card | {"preparation_version": 99}))
+    with pytest.raises(IntegrityError, match="version 99"):
+        ft.open_declared(path, "law", "words")
+    card_path.unlink()
+    assert ft.open_declared(path, "law", "one_line").preparation == "one_line"
+
+
+def test_the_expected_label_value_is_a_score(trained, tmp_path):
+    path = copy_of(trained[0], tmp_path)
+    texts = views_of([text for _, text in examples(20, 5)])
+    law = ft.score_documents(ft.open_declared(path, "law", "words"), texts)
+    graded = ft.score_documents(ft.open_declared(path, {"law": 1.0, "__label__rest": 0.5}, "words"), texts)
+    np.testing.assert_allclose(graded, law + (1 - law) / 2, atol=1e-4)
+    others = ft.score_documents(ft.open_declared(path, {"rest": 0.0, "*": 1.0}, "words"), texts)
+    np.testing.assert_allclose(others, law, atol=1e-4)
+    for values in ({"law": 1.0}, {"law": 2.0, "*": 0.0}, {"hq": 1.0, "*": 0.0}):
+        with pytest.raises(ConfigError, match="label_values"):
+            ft.open_declared(path, values, "words")
+
+
+@pytest.mark.parametrize("keep", [8, 9, 60, 200, 0.5, 0.99])
+def test_a_truncated_model_of_others_is_refused(trained, tmp_path, keep):
+    raw = trained[0].read_bytes()
+    path = tmp_path / "short.bin"
+    path.write_bytes(raw[: keep if isinstance(keep, int) else int(keep * len(raw))])
+    with pytest.raises(IntegrityError, match="short.bin"):
+        ft.open_declared(path, "law", "words")
+
+
+def test_the_words_that_push_are_those_that_tell_the_classes_apart(trained):
+    pushes = strongest_words(ft.open_classifier(trained[0], "law"), 8)
+    assert {p.word for p in pushes.up} <= {
+        "court",
+        "law",
+        "article",
+        "contract",
+        "法",
+        "院",
+        "合",
+        "同",
+        "judge",
+        "right",
+    }
+    assert {p.word for p in pushes.down} & {"pizza", "cat", "lol", "now"}
+    assert all(u.score > 0.5 > d.score for u, d in zip(pushes.up, pushes.down, strict=False))
 
 
 def test_bad_training_input_has_a_clear_error_and_leaves_nothing(tmp_path):
