@@ -85,7 +85,7 @@ def weight_sums(views: TextViews, table_B: np.ndarray) -> WeightSums:
 
 @functools.cache
 def token_kinds() -> np.ndarray:
-    """Return uint8, shape (0x110000,): 1 where ``\\w`` matches, 2 where neither it nor ``\\s`` does. About 0.3 s."""
+    r"""Return uint8, shape (0x110000,): 1 where ``\w`` matches, 2 where neither it nor ``\s`` does. About 0.3 s."""
     kinds = np.full(_NUM_CODE_POINTS, _SYMBOL, dtype=np.uint8)
     every = "".join(map(chr, range(_NUM_CODE_POINTS)))
     for pattern, kind in ((r"\w+", _WORD), (r"\s+", _BREAK)):

@@ -2,8 +2,8 @@
 
 A classifier is meant to read content. One whose score follows the length of a document, its language or its punctuation
 has learned that instead, as when all positives are long and all negatives short. Each figure is a correlation: Pearson
-with the logarithm of the length and with the symbol share, the correlation ratio eta for languages. Squared, each is the
-share of the score's variance that the property explains.
+with the logarithm of the length and with the symbol share, the correlation ratio eta for languages. Squared, each is
+the share of the score's variance that the property explains.
 
 Shape legend: D documents.
 """

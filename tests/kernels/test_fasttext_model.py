@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError
 from refinery.kernels import fasttext_model as ft
+from refinery.kernels.fasttext_file import check_model_file
 from refinery.kernels.fasttext_words import strongest_words
 from refinery.kernels.preparation import iterate_lines, prepare, training_line
 from refinery.kernels.text import text_views, views_of
@@ -231,12 +232,25 @@ def test_the_expected_label_value_is_a_score(trained, tmp_path):
             ft.open_declared(path, values, "words")
 
 
+def test_a_quantised_model_has_the_parts_it_promises(trained, tmp_path):
+    path = tmp_path / "small.ftz"
+    for norms in (False, True):
+        model = fasttext.FastText._FastText(model_path=str(trained[0]))
+        model.quantize(qnorm=norms, dsub=2, thread=1, verbose=0)
+        model.save_model(str(path))
+        check_model_file(path)
+        assert ft.score_documents(ft.open_declared(path, "law", "words"), views_of(["court law"]))[0] > 0
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(IntegrityError, match="small"):
+            check_model_file(path)
+
+
 @pytest.mark.parametrize("keep", [8, 9, 60, 200, 0.5, 0.99])
 def test_a_truncated_model_of_others_is_refused(trained, tmp_path, keep):
     raw = trained[0].read_bytes()
     path = tmp_path / "short.bin"
     path.write_bytes(raw[: keep if isinstance(keep, int) else int(keep * len(raw))])
-    with pytest.raises(IntegrityError, match="short.bin"):
+    with pytest.raises(IntegrityError, match="short"):
         ft.open_declared(path, "law", "words")
 
 

@@ -50,9 +50,10 @@ def test_calibration_is_applied_where_there_is_a_score():
 @pytest.mark.parametrize(
     "text",
     [
-        "__import__('os').system('true')", "edu.__class__", "edu[0]", "[edu]", "lambda: 1", "edu if hq else zh", "edu ** 9",
-        "edu < hq", "'a'", "True * edu", "1e400 * edu", "min(edu, key=hq)", "min()", "exec(edu)", "edu; hq", "", "edu @ hq",
-        "f'{edu}'", "(edu := hq)", "min(*edu)", "calibrated(edu + hq)", "calibrated(0.5)", "edu % 2", "~edu", "0.5",
+        "__import__('os').system('true')", "edu.__class__", "edu[0]", "[edu]", "lambda: 1", "edu if hq else zh",
+        "edu ** 9", "edu < hq", "'a'", "True * edu", "1e400 * edu", "min(edu, key=hq)", "min()", "exec(edu)", "edu; hq",
+        "", "edu @ hq", "f'{edu}'", "(edu := hq)", "min(*edu)", "calibrated(edu + hq)", "calibrated(0.5)", "edu % 2",
+        "~edu", "0.5",
     ],
 )  # fmt: skip
 def test_everything_else_is_refused(text):
@@ -65,5 +66,5 @@ def test_limits_and_names_are_told():
         check_expression("edo + 1", NAMES)
     with pytest.raises(ConfigError, match="at most 1000"):
         check_expression("edu + " * 200 + "edu", NAMES)
-    with pytest.raises(ConfigError, match="nested deeper|not an expression"):
+    with pytest.raises(ConfigError, match="combine"):
         check_expression("-" * 400 + "edu", NAMES)
