@@ -31,16 +31,15 @@ from refinery.recipe_sections import (
     Mix,
     MixStage,
     Pack,
-    Quality,
     Report,
     Rules,
     Screen,
     Section,
-    Select,
     Spark,
     Tokenizer,
     Train,
 )
+from refinery.recipe_selection import LabelledFiles, Quality, QualityClassifier, Select
 
 __all__ = [
     "STAGE_ORDER",
@@ -51,10 +50,12 @@ __all__ = [
     "Eval",
     "Ingest",
     "Input",
+    "LabelledFiles",
     "Mix",
     "MixStage",
     "Pack",
     "Quality",
+    "QualityClassifier",
     "Recipe",
     "Report",
     "Rules",
@@ -163,7 +164,7 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{where} names domain {name}, inputs have {', '.join(sorted(known))}{hint}")
     if recipe.quality is not None:
-        unknown = sorted({*recipe.quality.positives, *recipe.quality.negatives} - sources)
+        unknown = sorted(recipe.quality.sources() - sources)
         if unknown:
             raise ValueError(f"quality names sources {unknown}; inputs have {', '.join(sorted(sources))}")
     if recipe.dedup_documents is not None and "quality" in recipe.dedup_documents.keep and recipe.quality is None:
@@ -174,11 +175,12 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
         raise ValueError("mix.upsample counts duplicates, but the recipe has no dedup_documents section; add it")
     if recipe.select is not None:
         targets = {i.domain for i in recipe.inputs if i.role == "target"}
-        if recipe.select.target not in targets:
-            raise ValueError(
-                f"select aims at domain {recipe.select.target}, but inputs of role target are of "
-                f"{', '.join(sorted(targets)) or 'no domain'}"
-            )
+        for target in recipe.select.target_shares():
+            if target not in targets:
+                raise ValueError(
+                    f"select aims at domain {target}, but inputs of role target are of "
+                    f"{', '.join(sorted(targets)) or 'no domain'}"
+                )
 
 
 class _OneOfEach(yaml.SafeLoader):

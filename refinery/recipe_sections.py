@@ -93,45 +93,6 @@ class Rules(Section):
     segment_chinese: bool = Field(True, description="segment Chinese into words, for signals and for later stages")
 
 
-class Quality(Section):
-    """fastText quality classifier over pool documents."""
-
-    positives: tuple[str, ...] = Field((), description="sources of good text to train on")
-    negatives: tuple[str, ...] = Field((), description="sources of ordinary or bad text to train on")
-    model: str | None = Field(None, description="an existing fastText model instead of training one")
-    positive_label: str = Field("positive", description="label whose probability is the score")
-    preparation: str = Field("words", description="how text is prepared for the model: words or one_line")
-    keep_token_frac: float | None = Field(None, gt=0, le=1, description="share of the pool's text to keep, best first")
-    threshold: Frac | None = Field(None, description="lowest score that is kept")
-    exempt_domains: tuple[str, ...] = Field((), description="domains that are scored but never cut")
-    max_train_docs: int = Field(20_000, ge=10, description="documents per class to train on, chosen by hash")
-    dim: int = Field(64, ge=2, le=512, description="length of a word vector")
-    epoch: int = Field(5, ge=1, le=100, description="passes over the training lines; 25 for a thousand documents")
-    learning_rate: float = Field(0.1, gt=0, description="fastText's lr; 0.5 for a thousand documents")
-    word_ngrams: int = Field(2, ge=1, le=5, description="longest word n-gram that is a feature")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Quality:
-        if self.model is None and not (self.positives and self.negatives):
-            raise ValueError("name positives and negatives (sources) to train on, or an existing model")
-        if (self.keep_token_frac is None) == (self.threshold is None):
-            raise ValueError("give exactly one of keep_token_frac and threshold")
-        return self
-
-
-class Select(Section):
-    """Importance resampling (DSIR) of pool documents towards a target domain."""
-
-    target: str = Field(description="domain whose documents of role target are aimed at")
-    keep_frac: float | None = Field(
-        None, gt=0, le=1, description="share of the pool's bytes to keep; default: what mix needs"
-    )
-    oversample: float = Field(2.0, ge=1.0, description="times what mix needs, so that dedup may still take some")
-    num_buckets: int = Field(10_000, ge=16, description="hash buckets of word uni- and bigrams")
-    temperature: float = Field(1.0, ge=0, description="scale of the Gumbel noise; 0 ranks by weight alone")
-    exempt_domains: tuple[str, ...] = Field((), description="domains that are weighed but never cut")
-
-
 class DedupDocuments(Section):
     """Exact and verified near-duplicate removal."""
 

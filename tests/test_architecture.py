@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
 # A module split in two stays one layer.
 SAME_LAYER = {
     "recipe_sections": "recipe",
+    "recipe_selection": "recipe",
     "init_sources": "init",
     "forecast_costs": "forecast",
     "forecast_sections": "forecast",

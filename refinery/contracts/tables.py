@@ -6,6 +6,8 @@ for some documents only, sorted by ``doc_id``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from refinery.errors import SchemaError
@@ -75,13 +77,30 @@ LANGUAGE = _schema(
 WORDS = _schema(("doc_id", pa.int64(), False), ("boundaries", pa.large_binary(), True))
 
 TRAINING = _schema(
-    ("doc_id", pa.int64(), False), ("label", pa.string(), False), ("holdout", pa.bool_(), False),
-    ("line", pa.large_binary(), False),
+    ("doc_id", pa.int64(), False), ("classifier", pa.string(), False), ("label", pa.string(), False),
+    ("key", pa.int64(), False), ("line", pa.large_binary(), False),
 )  # fmt: skip
 
 QUALITY = _schema(("doc_id", pa.int64(), False), ("score", pa.float32(), True))
 
-IMPORTANCE = _schema(("doc_id", pa.int64(), False), ("log_weight", pa.float64(), True), ("order_key", pa.int64(), True))
+SCORES = _schema(("doc_id", pa.int64(), False), ("symbol_frac", pa.float32(), True))
+"""And a column ``score_NAME`` per classifier: `quality_scores_schema`."""
+
+HOLDOUT = _schema(
+    ("doc_id", pa.int64(), False),
+    ("source", pa.string(), False),
+    ("lang", pa.string(), True),
+    ("text_hash", pa.string(), False),
+    ("num_bytes", pa.int64(), False),
+)
+"""And a column ``score_NAME`` per classifier: `quality_holdout_schema`."""
+
+IMPORTANCE = _schema(
+    ("doc_id", pa.int64(), False),
+    ("log_weight", pa.float64(), True),
+    ("order_key", pa.int64(), True),
+    ("target", pa.string(), True),
+)
 
 SENTENCES = _schema(("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
 
@@ -202,7 +221,10 @@ TABLES: dict[str, pa.Schema] = {
     "words": WORDS,
     "training": TRAINING,
     "quality": QUALITY,
+    "scores": SCORES,
+    "holdout": HOLDOUT,
     "importance": IMPORTANCE,
+    "weights": IMPORTANCE,
     "sentences": SENTENCES,
     "lines": LINES,
     "repeats": REPEATS,
@@ -226,6 +248,22 @@ TABLES: dict[str, pa.Schema] = {
 
 TEXT_COLUMNS = frozenset({"text"})
 """Columns that no Spark scan may ever read."""
+
+
+def quality_scores_schema(classifiers: Sequence[str]) -> pa.Schema:
+    """Return the schema of ``quality/scores`` for classifiers of these names."""
+    return _with_scores(SCORES, classifiers)
+
+
+def quality_holdout_schema(classifiers: Sequence[str]) -> pa.Schema:
+    """Return the schema of ``quality/holdout`` for classifiers of these names."""
+    return _with_scores(HOLDOUT, classifiers)
+
+
+def _with_scores(schema: pa.Schema, classifiers: Sequence[str]) -> pa.Schema:
+    for name in classifiers:
+        schema = schema.append(pa.field(f"score_{name}", pa.float32()))
+    return schema
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

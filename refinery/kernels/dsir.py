@@ -18,6 +18,7 @@ Shape legend: D documents, B buckets.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -188,13 +189,73 @@ def kl_reduction(target_counts_B: np.ndarray, raw_counts_B: np.ndarray, selected
     return _kl(target_counts_B, raw_counts_B) - _kl(target_counts_B, selected_counts_B)
 
 
+def weight_moments(log_weights_D: np.ndarray) -> list[float]:
+    """Return [documents, largest weight, sum of w, sum of w^2] with w = exp(log weight - largest): a part's share of
+    the effective sample size.
+
+    Raises:
+        DataError: a weight is not finite.
+    """
+    weights = np.asarray(log_weights_D, dtype=np.float64)
+    _check_finite(weights)
+    if not len(weights):
+        return [0.0, 0.0, 0.0, 0.0]
+    largest = float(weights.max())
+    scaled = np.exp(np.sort(weights) - largest)
+    return [float(len(weights)), largest, float(scaled.sum()), float(np.square(scaled).sum())]
+
+
+def effective_sample_size(moments: Iterable[Sequence[float]]) -> float:
+    """Return (sum w)^2 / sum w^2 over the parts that `weight_moments` describes; 0 for none."""
+    known = [m for m in moments if m[0]]
+    if not known:
+        return 0.0
+    largest = max(m[1] for m in known)
+    total = sum(m[2] * math.exp(m[1] - largest) for m in known)
+    return total**2 / sum(m[3] * math.exp(2 * (m[1] - largest)) for m in known)
+
+
+def assign_targets(log_weights_TD: np.ndarray, shares_T: Sequence[float]) -> np.ndarray:
+    """Return for each document the target that it most likely came from: int64, shape (D,).
+
+    Args:
+        log_weights_TD: float64, shape (T, D): log importance weights for T targets.
+        shares_T: the share wanted of each; the prior. Ties go to the first.
+    """
+    return np.argmax(log_weights_TD + np.log(np.asarray(shares_T))[:, None], axis=0)
+
+
+def balanced_keys(
+    keys_D: np.ndarray, knots_K: np.ndarray, positions_K: np.ndarray, largest_position: float
+) -> np.ndarray:
+    """Put the order keys of one target's documents on a scale that all targets share.
+
+    A document's place is what its target has taken before it, over the target's share: so every prefix of the common
+    order holds the targets in the wanted proportions, and the order inside a target stays.
+
+    Args:
+        keys_D: uint64, shape (D,): smaller is taken first.
+        knots_K: uint64, shape (K,), ascending: keys at which the place is known.
+        positions_K: float64, shape (K,), ascending.
+        largest_position: of all targets; the scale.
+    Returns: uint64, shape (D,).
+    """
+    places = np.interp(keys_D.astype(np.float64), knots_K.astype(np.float64), positions_K)
+    cells = np.minimum(places / max(largest_position, 1e-300) * 2.0**40, 2.0**40 - 1).astype(np.uint64)
+    return (cells << np.uint64(24)) | (keys_D >> np.uint64(40))
+
+
 def diagnose(
-    log_weights_D: np.ndarray, num_target_ngrams: int | None = None, num_buckets: int | None = None
+    log_weights_D: np.ndarray,
+    num_target_ngrams: int | None = None,
+    num_buckets: int | None = None,
+    whole: tuple[int, float] | None = None,
 ) -> Diagnostics:
     """Describe the weights of a pool.
 
     Args:
-        log_weights_D: float64, shape (D,).
+        log_weights_D: float64, shape (D,), of the pool or of a sample of it.
+        whole: documents and effective sample size of the pool, where the weights are a sample.
         num_target_ngrams: n-grams that the target model was fitted on, for the warning about small targets.
         num_buckets: B, for the same warning.
     Returns: see `Diagnostics`. Weights of 1e-300 and 1e+300 are fine: everything stays in logarithms.
@@ -208,26 +269,28 @@ def diagnose(
     _check_finite(weights)
     descending = np.sort(weights)[::-1]
     scaled = np.exp(descending - descending[0])
-    effective = float(scaled.sum() ** 2 / np.square(scaled).sum())
+    sampled = float(scaled.sum() ** 2 / np.square(scaled).sum())
+    num_docs, effective = whole if whole is not None else (len(weights), sampled)
     num_top = max(1, len(weights) // 100)
     quantiles = dict(zip(QUANTILES, np.quantile(weights, QUANTILES).tolist(), strict=True))
     warnings = []
-    if len(weights) > 1 and descending[0] - descending[-1] < WEIGHT_STEP:
+    if num_docs > 1 and descending[0] - descending[-1] < WEIGHT_STEP:
         warnings.append(
-            f"all {len(weights)} log weights equal {descending[0]:.4f}: target and pool look the same, "
+            f"all {num_docs} log weights equal {descending[0]:.4f}: target and pool look the same, "
             "so the selection is a uniform sample"
         )
-    elif len(weights) >= 100 and effective < _COLLAPSED_SAMPLE_FRAC * len(weights):
+    elif num_docs >= 100 and effective < _COLLAPSED_SAMPLE_FRAC * num_docs:
         warnings.append(
-            f"the weights collapse on few documents: effective sample size {effective:.1f} of {len(weights)}; "
-            "beyond those the order follows the weight alone, noise changes little"
+            f"the weights collapse on few documents: effective sample size {effective:.1f} of {num_docs}; "
+            "beyond those the order follows the weight alone, noise changes little; set chunk_words to 128, or add "
+            "target text"
         )
     if num_target_ngrams is not None and num_buckets and num_target_ngrams < _FEW_NGRAMS_PER_BUCKET * num_buckets:
         warnings.append(
             f"the target has {num_target_ngrams} n-grams for {num_buckets} buckets, fewer than "
             f"{_FEW_NGRAMS_PER_BUCKET} each; add target text or set target_pseudo_count to 1"
         )
-    return Diagnostics(len(weights), effective, quantiles, float(scaled[:num_top].sum() / scaled.sum()), warnings)
+    return Diagnostics(num_docs, effective, quantiles, float(scaled[:num_top].sum() / scaled.sum()), warnings)
 
 
 def strongest_buckets(target_counts_B: np.ndarray, raw_counts_B: np.ndarray, num: int = 20) -> StrongBuckets:

@@ -261,12 +261,13 @@ def open_declared(
     return Classifier(model, known, "", preparation, found, values)
 
 
-def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
+def score(classifier: Classifier, lines: TextViews, wanted_D: np.ndarray | None = None) -> np.ndarray:
     """Return the probability of the positive label, or the expected label value, for prepared lines.
 
     Args:
         classifier: an open model.
         lines: D lines from `prepare` with the classifier's preparation.
+        wanted_D: bool, shape (D,): lines to score, `EMPTY_SCORE` for the others; None scores all.
     Returns: float32, shape (D,), in [0, 1]; `EMPTY_SCORE` for an empty line. The library adds 1e-5 to every
         probability; published thresholds contain that, so it stays.
     """
@@ -275,11 +276,11 @@ def score(classifier: Classifier, lines: TextViews) -> np.ndarray:
     num_labels = len(classifier.labels)
     if classifier.label_values:
         values = {LABEL_PREFIX + label: value for label, value in classifier.label_values}
-        for index, line in iterate_lines(lines):
+        for index, line in iterate_lines(lines, wanted_D):
             found = predict(line, num_labels, 0.0, "strict")
             scores_D[index] = sum(probability * values[label] for probability, label in found)
         return np.clip(scores_D, 0.0, 1.0)
-    for index, line in iterate_lines(lines):
+    for index, line in iterate_lines(lines, wanted_D):
         for probability, label in predict(line, num_labels, 0.0, "strict"):
             if label == wanted:
                 scores_D[index] = probability

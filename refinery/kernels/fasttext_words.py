@@ -20,7 +20,7 @@ class Push(NamedTuple):
     """One word of the model's dictionary."""
 
     word: str
-    count: int
+    times: int
     """Times seen in training."""
     score: float
     """Score of a document of this word alone."""

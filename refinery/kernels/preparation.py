@@ -64,11 +64,11 @@ def training_line(text: str, preparation: str = "words") -> bytes:
     return prepare(views_of([text]), preparation).data.tobytes()
 
 
-def iterate_lines(lines: TextViews) -> Iterable[tuple[int, bytes]]:
-    """Yield (document index, line with its final line feed) of each document whose line is not empty."""
+def iterate_lines(lines: TextViews, wanted_D: np.ndarray | None = None) -> Iterable[tuple[int, bytes]]:
+    """Yield (document index, line with its final line feed) of each wanted document whose line is not empty."""
     bounds = lines.offsets.tolist()
     raw = lines.data
-    for index in range(lines.num_docs):
+    for index in range(lines.num_docs) if wanted_D is None else np.flatnonzero(wanted_D).tolist():
         start, end = bounds[index], bounds[index + 1]
         if end > start:
             yield index, raw[start:end].tobytes() + b"\n"

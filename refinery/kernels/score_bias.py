@@ -62,7 +62,7 @@ def bias_sums(scores_D: np.ndarray, num_bytes_D: np.ndarray, symbols_D: np.ndarr
     for name, values in (("length", np.log1p(num_bytes_D)), ("symbols", np.asarray(symbols_D, dtype=np.float64))):
         sums[name] = [float(values.sum()), float(np.square(values).sum()), float((values * scores).sum())]
     names, inverse, counts = np.unique(np.array(langs, dtype=str), return_inverse=True, return_counts=True)
-    by_lang = np.bincount(inverse, weights=scores, minlength=len(names)) if len(names) else []
+    by_lang: np.ndarray = np.bincount(inverse, weights=scores, minlength=len(names))
     sums["language"] = {str(n): [int(c), float(s)] for n, c, s in zip(names, counts, by_lang, strict=True)}
     return sums
 

@@ -1,7 +1,8 @@
 """Find the key at which the documents with the smallest keys reach a budget, without sorting anything globally.
 
-Two passes over narrow columns: a histogram of the high key bits, then the one bucket in which the budget is met,
-exactly. Documents of equal key stay together.
+Passes over narrow columns: a histogram of the high key bits, then of the next ones inside the bucket in which the
+budget is met, until that holds few rows, which are looked at one by one. So the answer is exact and the driver's memory
+bounded, however keys are spread. Documents of equal key stay together.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 EVERYTHING = 2**64 - 1
 """Limit of a group that is taken whole."""
-_BUCKET_BITS = 16
-_ROWS = pa.schema([("group", pa.string()), ("key", pa.int64()), ("amount", pa.int64())])
+MAX_ROWS = 200_000
+"""Rows of one open bucket that the driver takes."""
+_KEY_BITS = 64
+_LEVEL_BITS = 16
+_ROWS = pa.schema([("group", pa.string()), ("key", pa.int64()), ("amount", pa.int64()), ("rows", pa.int64())])
 
 
 class KeyColumns(NamedTuple):
@@ -33,6 +37,15 @@ class KeyColumns(NamedTuple):
     """uint64, shape (docs,): smaller is taken first."""
     amounts: np.ndarray
     """int64, shape (docs,): tokens or bytes."""
+
+
+class _Open(NamedTuple):
+    """Where a group's budget is met: among the keys whose first `bits` bits are `prefix`."""
+
+    bits: int
+    prefix: int
+    needed: int
+    """Amount still wanted of these keys."""
 
 
 ReadColumns = Callable[[int], KeyColumns]
@@ -49,53 +62,80 @@ def budget_limits(
         read: columns of one part.
         budgets: group -> amount wanted; groups with less than that get `EVERYTHING`.
     """
-    if not budgets:
-        return {}
-    names = tuple(sorted(budgets))
-    sums: dict[str, dict[int, int]] = {name: {} for name in names}
-    coarse = map_parts(spark, parts, functools.partial(_histogram, read, names), _ROWS)
-    for row in coarse.groupBy("group", "key").sum("amount").collect():
-        sums[row["group"]][row["key"]] = row["sum(amount)"]
     limits: dict[str, int] = {}
-    open_buckets: dict[str, tuple[int, int]] = {}
-    for name in names:
-        below = 0
-        for bucket in sorted(sums[name]):
-            if below + sums[name][bucket] >= budgets[name]:
-                open_buckets[name] = (bucket, budgets[name] - below)
-                break
-            below += sums[name][bucket]
-        else:
-            limits[name] = EVERYTHING
-    wanted = {name: bucket for name, (bucket, _) in open_buckets.items()}
-    rows: dict[str, list[tuple[int, int]]] = {name: [] for name in wanted}
-    for row in map_parts(spark, parts, functools.partial(_one_bucket, read, wanted), _ROWS).collect():
-        rows[row["group"]].append((row["key"] % 2**64, row["amount"]))
-    for name, (_, needed) in open_buckets.items():
-        keys, amounts = zip(*sorted(rows[name]), strict=True)
-        limits[name] = keys[int(np.searchsorted(np.cumsum(amounts), needed))]
+    small: dict[str, _Open] = {}
+    large = {name: _Open(0, 0, budget) for name, budget in sorted(budgets.items())}
+    while large:
+        sums = _collect(spark, parts, functools.partial(_histogram, read, large))
+        found = {name: _narrowed(large[name], sums.get(name, {})) for name in large}
+        limits |= {name: EVERYTHING for name, one in found.items() if one is None}
+        large = {}
+        for name, one in found.items():
+            if one is None:
+                continue
+            opened, rows = one
+            if opened.bits == _KEY_BITS:
+                limits[name] = opened.prefix
+            elif rows <= MAX_ROWS:
+                small[name] = opened
+            else:
+                large[name] = opened
+    if small:
+        rows_of = _collect(spark, parts, functools.partial(_one_bucket, read, small))
+        for name, opened in small.items():
+            keys, amounts = zip(*sorted((k, a) for k, (a, _) in rows_of[name].items()), strict=True)
+            limits[name] = keys[int(np.searchsorted(np.cumsum(amounts), opened.needed))]
     return limits
 
 
-def _histogram(read: ReadColumns, names: tuple[str, ...], part: int) -> Iterator[pa.RecordBatch]:
-    columns = read(part)
-    buckets = (columns.keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
-    for name in names:
-        mine = columns.groups == name
-        values, inverse = np.unique(buckets[mine], return_inverse=True)
-        sums = np.zeros(len(values), dtype=np.int64)
-        np.add.at(sums, inverse, columns.amounts[mine])
-        yield _batch(name, values, sums)
+def _narrowed(opened: _Open, sums: Mapping[int, tuple[int, int]]) -> tuple[_Open, int] | None:
+    """Return the bucket in which the budget is met and its rows; None where all of it is too little."""
+    below = 0
+    for bucket in sorted(sums):
+        amount, rows = sums[bucket]
+        if below + amount >= opened.needed:
+            return _Open(opened.bits + _LEVEL_BITS, bucket, opened.needed - below), rows
+        below += amount
+    return None
 
 
-def _one_bucket(read: ReadColumns, wanted: Mapping[str, int], part: int) -> Iterator[pa.RecordBatch]:
+def _collect(
+    spark: SparkSession, parts: Sequence[int], task: Callable[[int], Iterator[pa.RecordBatch]]
+) -> dict[str, dict[int, tuple[int, int]]]:
+    """Return group -> key -> (amount, rows), summed over the parts."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    frame = map_parts(spark, parts, task, _ROWS).groupBy("group", "key").sum("amount", "rows")
+    for row in frame.collect():
+        found.setdefault(row["group"], {})[row["key"] % 2**64] = (row["sum(amount)"], row["sum(rows)"])
+    return found
+
+
+def _inside(columns: KeyColumns, name: str, opened: _Open) -> np.ndarray:
+    mine = columns.groups == name
+    if opened.bits:
+        mine &= (columns.keys >> np.uint64(_KEY_BITS - opened.bits)) == np.uint64(opened.prefix)
+    return mine
+
+
+def _histogram(read: ReadColumns, wanted: Mapping[str, _Open], part: int) -> Iterator[pa.RecordBatch]:
     columns = read(part)
-    buckets = (columns.keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
-    for name, bucket in wanted.items():
-        mine = (columns.groups == name) & (buckets == bucket)
-        yield _batch(name, columns.keys[mine].view(np.int64), columns.amounts[mine])
+    for name, opened in wanted.items():
+        mine = _inside(columns, name, opened)
+        shift = np.uint64(_KEY_BITS - opened.bits - _LEVEL_BITS)
+        yield _batch(name, columns.keys[mine] >> shift, columns.amounts[mine])
+
+
+def _one_bucket(read: ReadColumns, wanted: Mapping[str, _Open], part: int) -> Iterator[pa.RecordBatch]:
+    columns = read(part)
+    for name, opened in wanted.items():
+        mine = _inside(columns, name, opened)
+        yield _batch(name, columns.keys[mine], columns.amounts[mine])
 
 
 def _batch(name: str, keys: np.ndarray, amounts: np.ndarray) -> pa.RecordBatch:
-    arrays = [pa.array([name] * len(keys), pa.string()), pa.array(keys), pa.array(amounts.astype(np.int64))]
-    return pa.RecordBatch.from_arrays(arrays, schema=_ROWS)
+    """Return the sums per key of one part."""
+    values, inverse, rows = np.unique(keys, return_inverse=True, return_counts=True)
+    sums = np.zeros(len(values), dtype=np.int64)
+    np.add.at(sums, inverse, amounts.astype(np.int64))
+    arrays = [pa.array([name] * len(values), pa.string()), pa.array(values.view(np.int64)), pa.array(sums)]
+    return pa.RecordBatch.from_arrays([*arrays, pa.array(rows.astype(np.int64))], schema=_ROWS)

@@ -25,6 +25,7 @@ from refinery.stages import (
     tokenize,
     train,
 )
+from refinery.stages.quality_judging import check_combine
 from refinery.stages.workspace import Run, forget_stage, hold_lock, load_stage
 
 StageFunction = Callable[..., StageManifest]
@@ -134,8 +135,11 @@ def check_recipe(recipe: Recipe, stages: Sequence[str]) -> None:
         read_blocklist(recipe.screen.blocked_hosts, recipe.screen.blocked_url_words)
     if "tokenize" in stages:
         tokenize.check_origin(recipe)
-    if "quality" in stages and recipe.quality and recipe.quality.model and not storage.exists(recipe.quality.model):
-        raise ConfigError(f"quality.model: {recipe.quality.model} does not exist")
+    if "quality" in stages and recipe.quality:
+        check_combine(recipe.quality)
+        gone = [c.model for c in recipe.quality.each() if c.model and not storage.exists(c.model)]
+        if gone:
+            raise ConfigError(f"quality: model {gone[0]} does not exist")
 
 
 def stage_status(recipe: Recipe) -> list[dict[str, Any]]:
