@@ -39,9 +39,10 @@ from refinery.recipe_sections import (
     Tokenizer,
     Train,
 )
-from refinery.recipe_selection import LabelledFiles, Quality, QualityClassifier, Select
+from refinery.recipe_selection import MODEL_PRESETS, LabelledFiles, Quality, QualityClassifier, Select
 
 __all__ = [
+    "MODEL_PRESETS",
     "STAGE_ORDER",
     "Decontaminate",
     "DedupDocuments",

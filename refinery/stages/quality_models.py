@@ -293,6 +293,7 @@ def _trained(task: TrainingTask, member: Member, parts_print: str) -> Classifier
     chosen = [given.hard_negative_frac, given.negatives_per_positive, [(label, key) for label, key, _ in labelled]]
     wanted = fingerprint_of(parts_print, asdict(settings), member.preparation, member.name, chosen)
     if not (path.is_file() and marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
+        path.parent.mkdir(parents=True, exist_ok=True)
         marker.unlink(missing_ok=True)
         extra = [
             (label, key, prepare(views_of([text]), member.preparation).data.tobytes()[:MAX_LINE_BYTES])

@@ -154,13 +154,15 @@ def strongest_ngrams(run_: Run, task: SelectTask, counts: Mapping[str, np.ndarra
     rows: list[dict[str, Any]] = []
     wanted: dict[str, list[int]] = {}
     for name in task.targets:
-        strong = dsir.strongest_buckets(counts[f"target:{name}"], counts["raw"], NUM_NGRAMS)
-        for bucket, pull, ratio in zip(*(a.tolist() for a in strong), strict=True):
+        strong = dsir.strongest_buckets(counts[f"target:{name}"], counts["raw"], len(counts["raw"]))
+        ranked = list(zip(*(a.tolist() for a in strong), strict=True))
+        up = [row for row in ranked if row[2] > 0][: NUM_NGRAMS // 2]
+        down = [row for row in ranked if row[2] < 0][: NUM_NGRAMS // 2]
+        for bucket, pull, ratio in [*up, *down]:
             side = f"target:{name}" if ratio > 0 else "pool:"
             wanted.setdefault(side, []).append(bucket)
-            rows.append(
-                {"target": name, "bucket": bucket, "pull": round(pull, 5), "log_ratio": round(ratio, 3), "of": side}
-            )
+            figures = {"pull": round(pull, 5), "log_ratio": round(ratio, 3)}
+            rows.append({"target": name, "bucket": bucket, "of": side, **figures})
     named = run_part_tasks(run_.spark, chosen, functools.partial(name_part, task, wanted))
     totals: dict[tuple[str, int], Counter[str]] = {}
     for result in named:
