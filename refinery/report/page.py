@@ -16,11 +16,12 @@ from refinery import __version__
 from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.report import charts, visible
+from refinery.report.choice_facts import NearCut, curve_points, pool_shifts, read_near_cut
 from refinery.report.collect import DIMENSIONS, collect
 from refinery.report.cut_samples import read_cut_samples
 from refinery.report.facts import Drop, RunFacts, Training
 from refinery.report.hit_samples import MAX_HITS, HitSample, read_hit_samples
-from refinery.report.samples import LOW_SCORE, Sample, Spared, read_samples
+from refinery.report.samples import Sample, Spared, read_samples
 from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
 from refinery.report.thresholds import read_spared
 
@@ -60,12 +61,13 @@ def write_report(workdir: str, recipe: Recipe) -> str:
     samples = read_samples(workdir, facts.manifests, recipe.report.samples)
     samples |= read_cut_samples(workdir, facts.manifests, recipe.report.samples)
     ruled = [d.reason for d in removals(facts) if d.stage == "rules"][:MAX_HISTOGRAMS]
-    spared = read_spared(workdir, facts.manifests, [*ruled, LOW_SCORE], recipe.report.samples)
+    spared = read_spared(workdir, facts.manifests, ruled, recipe.report.samples)
+    near_cut = read_near_cut(workdir, facts.manifests, recipe.report.samples)
     hits = read_hit_samples(workdir, facts.manifests, MAX_HITS if recipe.report.samples else 0)
     path = storage.join(workdir, "report", "index.html")
     summary = json.dumps(as_json(facts), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     storage.write_atomic(storage.join(workdir, "report", "summary.json"), summary.encode())
-    storage.write_atomic(path, render(facts, samples, spared, hits).encode())
+    storage.write_atomic(path, render(facts, samples, spared, hits, near_cut).encode())
     return path
 
 
@@ -74,6 +76,7 @@ def render(
     samples: Mapping[str, Sequence[Sample]],
     spared: Sequence[Spared],
     hits: Sequence[HitSample] = (),
+    near_cut: Sequence[NearCut] = (),
 ) -> str:
     """Return the page as HTML."""
     environment = jinja2.Environment(
@@ -109,7 +112,12 @@ def render(
         not_a_judgement=_NOT_A_JUDGEMENT,
         drop_lists=_main_and_rest(facts.drops),
         stage_facts={stage: manifest.facts for stage, manifest in facts.manifests.items()},
-        low_score=LOW_SCORE,
+        near_cut=near_cut,
+        shifts={
+            stage: {d: pool_shifts(facts.manifests[stage].counts, d) for d in ("source", "lang")}
+            for stage in ("quality", "select")
+            if stage in facts.manifests
+        },
         rule_lists=[facts.overlaps[:MAX_ROWS], facts.overlaps[MAX_ROWS:]],
         charts=Charts(facts, spared),
         contents=_contents(facts, samples),
@@ -221,8 +229,14 @@ class Charts:
         facts = self._facts.manifests["quality"].facts
         heights = facts["histograms"][source]
         bins = [(charts.short_number(i / len(heights)), float(height)) for i, height in enumerate(heights)]
-        cut = float(facts["threshold"]) * len(heights)
+        cut = None if facts["threshold"] is None else float(facts["threshold"]) * len(heights)
         return charts.histogram(bins, "score", "documents", f"Quality scores of {source}; dashed: threshold", cut)
+
+    def curve(self, facts: Mapping[str, Any], name: str) -> Markup:
+        """Return the ROC (``roc``) or precision-recall curve of held-out documents with its 95 % band."""
+        axes = ("false positive rate", "true positive rate") if name == "roc" else ("recall", "precision")
+        series = [charts.Series(title, points) for title, points in curve_points(facts, name)]
+        return charts.lines(series, *axes, f"{axes[1]} over {axes[0]} on the hold-out, with its 95 % band")
 
     def threshold(self, reason: str) -> Markup:
         """Return the histogram of a rule's signal with its cut drawn in."""

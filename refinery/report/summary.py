@@ -158,6 +158,8 @@ def _data_advice(facts: RunFacts) -> list[str]:
             )
     if "decontaminate" in facts.manifests:
         found += [f"Decontamination: {line}." for line in facts.manifests["decontaminate"].facts.get("warnings", [])]
+    if "quality" in facts.manifests:
+        found += [f"Quality: {line}." for line in facts.manifests["quality"].facts.get("warnings", [])]
     if "select" in facts.manifests:
         found += [f"Selection: {line}" for line in facts.manifests["select"].facts.get("warnings", [])]
     largest = (facts.clusters or {}).get("largest_cluster", 0)

@@ -49,6 +49,8 @@ from refinery.stages.workspace import (
 
 NAME = STAGE
 ALGORITHM_VERSION = 2
+MISSED_FRAC = 0.05
+"""Kept beyond the share that was asked, from which a cut is called coarse."""
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -96,7 +98,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         inputs=inputs,
         parts=[entry for name, results in tables for entry in part_entries(name, results, name)],
         counts=counts,
-        facts={"models": models, **_facts(task, section, hold, combined)},
+        facts={"models": models, **_facts(task, section, hold, combined, decided)},
         volatile={"part_seconds": sum(r["cpu_seconds"] for r in scored + combined + decided)},
     )
     return commit_stage(run_, manifest, started)
@@ -161,14 +163,39 @@ def _thresholds(
     return {group: max(0.0, key_score(limit)) for group, limit in sorted(limits.items())}
 
 
+def _missed_shares(
+    section: Quality, combined: Sequence[Mapping[str, Any]], decided: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return a sentence for each group in which equal scores kept clearly more than the share that was asked."""
+    if section.keep_token_frac is None:
+        return []
+    told = []
+    for group in sorted({g for r in combined for g in r["bytes"]}):
+        whole = sum(r["bytes"].get(group, 0) for r in combined)
+        kept = sum(r["kept"].get(group, 0) for r in decided) / max(whole, 1)
+        asked = section.by_group.get(group, section.keep_token_frac)
+        if kept > asked + MISSED_FRAC:
+            told.append(
+                f"the cut{' of ' + group if group else ''} keeps {kept:.0%} of the text, {asked:.0%} were asked: many "
+                "documents have the very score of the cut; use raw scores in combine, or a mean with them"
+            )
+    return told
+
+
 def _range(combined: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     ranges = [r["range"] for r in combined if r["range"]]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
-def _facts(task: ScoreTask, section: Quality, hold: HoldOut, combined: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _facts(
+    task: ScoreTask,
+    section: Quality,
+    hold: HoldOut,
+    combined: Sequence[Mapping[str, Any]],
+    decided: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     facts = judge(task, hold)
-    told = warnings_of(facts, section)
+    told = warnings_of(facts, section) + _missed_shares(section, combined, decided)
     for name in (*task.columns, ""):
         sums = merge_bias(r["bias"][name] for r in combined)
         shown = correlations(sums)

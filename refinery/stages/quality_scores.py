@@ -257,7 +257,12 @@ def decide_part(task: ScoreTask, part: int) -> dict[str, Any]:
         low = _low(task, scores, documents) & ~_exempt(task, documents)
         reasons = reasons_where(low, f"{STAGE}.low_score")
         table = decisions_table(documents.column("doc_id"), entered, reasons, STAGE)
-        found = part_files.write_part(path, table, DECISIONS, print_, {"counts": tally(documents, entered, reasons)})
+        mine = np.flatnonzero(~np.isnan(scores) & ~_exempt(task, documents) & ~low)
+        groups = groups_of(task.settings["cut_by"], documents)[mine].astype(str)
+        sizes = documents.column("num_bytes").to_numpy()[mine]
+        kept = {str(g): int(sizes[groups == g].sum()) for g in np.unique(groups)}
+        result = {"counts": tally(documents, entered, reasons), "kept": kept}
+        found = part_files.write_part(path, table, DECISIONS, print_, result)
     return {**found.result, "decisions": located(part, found)}
 
 

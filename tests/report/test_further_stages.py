@@ -22,6 +22,15 @@ from tests.report.test_page import Page
 LANGUAGE = pa.schema([("doc_id", pa.int64()), ("lang", pa.string()), ("confidence", pa.float32())])
 QUALITY = pa.schema([("doc_id", pa.int64()), ("score", pa.float32())])
 IMPORTANCE = pa.schema([("doc_id", pa.int64()), ("log_weight", pa.float64())])
+CLASSIFIER = {
+    "held_out": {
+        "positives": 5, "negatives": 6, "roc_auc": 0.97, "roc": [[0, 0, 0, 0.1], [1, 1, 0.9, 1]],
+        "precision_recall": [[0, 1, 0.8, 1], [1, 0.5, 0.4, 0.6]], "calibration_error": 0.2,
+        "calibration_error_isotonic": 0.05,
+    },
+    "correlations": {"length": 0.8, "symbols": -0.1, "language": 0.3},
+    "words": {"a": {"up": [["<script>court", 9, 0.99]], "down": [["casino", 7, 0.01], ["free", 6, 0.02]]}},
+}  # fmt: skip
 SPAN = b"reads the law and the law"
 
 
@@ -96,8 +105,15 @@ def folder(tmp_path_factory) -> Path:
     scores = [[(0.2 + row / 10,) for row in range(6)], [(None,)] * 3]
     facts = {
         "threshold": 0.25,
+        "thresholds": {"": 0.25},
+        "expression": "mean(a, b)",
         "histograms": {"web": [1] * 10},
-        "held_out": {"positives": 5, "negatives": 6, "roc_auc": 0.98, "roc_auc_interval": [0.9, 0.99]},
+        "held_out": {"positives": 5, "negatives": 6, "roc_auc": 0.98, "roc_auc_standard_error": 0.01},
+        "classifiers": {"a": CLASSIFIER, "b": {"held_out": {"positives": 0, "negatives": 0}}},
+        "agreement": [
+            {"first": "a", "second": "b", "docs": 11, "spearman": 0.5, "both_frac": 0.75, "kappa": 0.25},
+        ],
+        "warnings": ["a mostly detects length"],
     }
     reasons = {"hostile": None, "copy": "quality.low_score"}
     stage(workdir, "quality", "quality", QUALITY, scores, reasons, facts=facts, gone={"short"})
@@ -147,6 +163,14 @@ def test_the_page_shows_every_stage(folder, recipe):
     assert "ROC AUC is 0.9800" in page.text
     assert "0.500 nats closer" in page.text
     assert "score = 0.3" in page.text
+    assert "documents just above the cut at 0.25" in page.text
+    assert "documents just below the cut at 0.25" in page.text
+    assert "a mostly detects length" in page.text
+    assert "ROC AUC 0.9700" in page.text
+    assert "<script>court" in page.text
+    assert "<script>court" not in html
+    assert "The pool by source, before and after" not in page.text  # one source
+    assert "a and b" in page.text
     assert "num embedded" in page.text
     assert f"<del>{SPAN.decode()}</del>" in html
     assert "<script>alert('menu')" not in html

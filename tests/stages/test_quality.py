@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.kernels.fasttext_model import TrainSettings, train_classifier
 from refinery.kernels.preparation import training_line
 from refinery.recipe import MODEL_PRESETS, parse_recipe
+from refinery.report.choice_facts import read_near_cut
+from refinery.report.page import write_report
 from refinery.stages import budget_cut, quality, quality_scores
 from refinery.stages.budget_cut import EVERYTHING, KeyColumns, budget_limits
 from tests.stages.corpus import ENGLISH, GERMAN, prose, sentence_text
@@ -80,8 +82,8 @@ def made(tmp_path, rows, section, num_parts=2, **more):
 def two(rows, tmp_path_factory):
     """Two classifiers, one per language, combined and cut per language."""
     section = {
-        "classifiers": TWO, "combine": "first(en, calibrated(de))", "keep_token_frac": 0.5, "cut_by": ["lang"],
-        "by_group": {"de": 0.4}, "exempt_domains": ["junk"],
+        "classifiers": TWO, "combine": "first(en, mean(de, calibrated(de)))", "keep_token_frac": 0.5,
+        "cut_by": ["lang"], "by_group": {"de": 0.4}, "exempt_domains": ["junk"],
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         without_spark(patch)
@@ -102,7 +104,7 @@ def test_each_classifier_is_a_column_for_its_languages_and_the_expression_makes_
             if source == "web":
                 assert combined[key]["score"] == pytest.approx(scores[key][own])
     assert all(scores[key]["score_en"] is None for key in pool_of(values, "books"))
-    assert manifest.facts["expression"] == "first(en, calibrated(de))"
+    assert manifest.facts["expression"] == "first(en, mean(de, calibrated(de)))"
     assert sorted(manifest.facts["models"]) == ["de", "en"]
     assert manifest.facts["models"]["de"]["languages"] == ["de"]
 
@@ -141,6 +143,21 @@ def test_the_hold_out_judges_and_agrees(two):
     assert any("judged by" in line for line in facts["warnings"])
 
 
+def test_the_report_shows_what_the_stage_found(two):
+    values, manifest = two
+    write_report(values["workdir"], parse_recipe(values))
+    html = (Path(values["workdir"]) / "report" / "index.html").read_text(encoding="utf-8")
+    for words in ("Cuts by group", "the cut of en at", "the cut of de at", "just below", "Words of en that push most",
+                  "The pool by source, before and after", "The pool by language, before and after"):  # fmt: skip
+        assert words in html
+    assert manifest.facts["classifiers"]["en"]["held_out"]["positives"]
+    near = read_near_cut(values["workdir"], {"quality": manifest}, 3)
+    for cut in near:
+        assert all(s.value < cut.threshold for s in cut.below)
+        assert all(s.value >= np.float32(cut.threshold) for s in cut.above)
+        assert len(cut.below) == len(cut.above) == 3
+
+
 def test_parts_slices_and_order_change_nothing(two, rows, tmp_path):
     values, manifest = two
     section = values["quality"]
@@ -165,6 +182,14 @@ def test_another_cut_reads_no_text(two, rows, monkeypatch):
     run_local(changed, quality)
     assert before < kept(changed, "quality")
     run_local(values, quality, force=False)
+
+
+def test_a_cut_inside_many_equal_scores_is_called_coarse(two):
+    values, _ = two
+    section = {**values["quality"], "combine": "first(en, min(de, 0.000001))"}
+    facts = run_local({**values, "quality": section}, quality).facts
+    assert any("the cut of de keeps 100% of the text, 40% were asked" in line for line in facts["warnings"])
+    run_local(values, quality)
 
 
 def test_one_model_for_each_language_and_agreement_of_two_classifiers(rows, tmp_path):
@@ -379,4 +404,3 @@ def test_limits_are_those_of_sorting_however_keys_are_spread(monkeypatch, max_ro
         order = np.argsort(keys[groups == name], kind="stable")
         sums = np.cumsum(amounts[groups == name][order])
         assert found[name] == keys[groups == name][order][np.searchsorted(sums, budgets[name])]
-    assert pa.__version__

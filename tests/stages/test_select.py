@@ -16,6 +16,7 @@ from refinery.errors import ConfigError, DataError
 from refinery.kernels import dsir, dsir_compat
 from refinery.kernels.text import views_of
 from refinery.recipe import parse_recipe
+from refinery.report.page import write_report
 from refinery.stages import select
 from tests.stages.corpus import CHINESE, ENGLISH, GERMAN, chinese, prose, sentence_text
 from tests.stages.local import (
@@ -147,6 +148,10 @@ def test_diagnostics_name_what_pulls_and_overlap_with_quality(rows, tmp_path):
     assert 1 <= facts["effective_sample_size"] <= facts["num_docs"]
     assert {w.lower() for w in GERMAN} & {n for row in pulls if row["log_ratio"] < 0 for n in row["ngrams"]}
     assert any("n-grams for 2000 buckets" in line for line in facts["warnings"])
+    write_report(values["workdir"], parse_recipe(values))
+    html = (Path(values["workdir"]) / "report" / "index.html").read_text(encoding="utf-8")
+    assert "N-grams that pull hardest" in html
+    assert "Quality scores would have picked" in html
     calmed = {**values, "select": {**section, "target_pseudo_count": 1.0}}
     assert not any("n-grams for 2000 buckets" in line for line in run_local(calmed, select).facts["warnings"])
 
