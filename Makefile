@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 # numba's compile cache does not see edits in other modules: a cache per state of the kernels' source is always right.
 export NUMBA_CACHE_DIR := $(CURDIR)/.cache/numba/$(shell cat refinery/hashing.py refinery/kernels/*.py | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test check format bench schemas dist clean run status report $(STAGES)
+.PHONY: help setup demo replay test check format bench schemas dist clean run status report $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z_ $$()A-Z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-28s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## the whole way from text to a trained model, on text that Python carries
 	$(BIN)/refinery run recipes/demo.yaml
+
+replay: setup ## the demo's model continued on law text, with and without replay: forgetting curves
+	$(BIN)/python benchmarks/replay.py --out runs/demo-cpt
 
 run: setup ## run RECIPE
 	$(BIN)/refinery run $(RECIPE)

@@ -1,5 +1,8 @@
 """Named model shapes: our own ladder, the 42 sizes of the cross-lingual CPT study, OPT's table, LLaMA's table.
 
+The study's names count neither gated nor plain feed-forwards consistently: with gated blocks, as here, the sizes
+without embeddings lie between 0.94 (49M) and 1.27 (4016M) of the name. Take `num_non_embedding_params` for fits.
+
 A preset fixes the shape; the vocabulary comes from the tokenizer. Recommended learning rates and batch sizes stand
 beside the shapes with their source.
 """

@@ -59,6 +59,37 @@ def test_presets_have_the_sizes_they_are_named_for():
         find_preset("125")
 
 
+def test_every_preset_has_the_parameters_of_its_table():
+    for name, preset in all_presets().items():
+        model = preset_model(name, 32_000)
+        d, layers = preset.d_model, preset.num_layers
+        heads = preset.head_dim * (2 * preset.num_heads + 2 * preset.num_kv_heads)
+        assert model.num_non_embedding_params == layers * (d * heads + 3 * d * preset.d_ff + 2 * d) + d, name
+        assert 0 < preset.max_lr < 3e-3, name
+        assert preset.batch_tokens >= preset.sequence_length, name
+        assert preset.source, name
+    for name in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b", "175b"):
+        preset = find_preset(f"opt-{name}")
+        # a plain feed-forward of 4 d has 12 L d^2 in all; the gated one of the same size is rounded to 256
+        found = preset_model(f"opt-{name}", 50_272).num_non_embedding_params
+        assert found == pytest.approx(12 * preset.num_layers * preset.d_model**2, rel=0.05), name
+    sizes = sorted((int(name[4:-1]), preset_model(name, 32_000).num_non_embedding_params)
+                   for name in all_presets() if name.startswith("cpt-"))
+    assert len(sizes) == 42
+    for millions, found in sizes:
+        # the study's names fit no one way of counting: up to 200M gated blocks alone, later 1.2 to 1.27 less
+        assert 0.9 < found / millions / 1e6 < 1.3
+
+
+def test_opt_rates_and_batches_are_the_tables():
+    rates = {"125m": 6e-4, "350m": 3e-4, "1.3b": 2e-4, "2.7b": 1.6e-4, "6.7b": 1.2e-4, "13b": 1e-4, "30b": 1e-4,
+             "66b": 0.8e-4, "175b": 1.2e-4}
+    for name, rate in rates.items():
+        assert find_preset(f"opt-{name}").max_lr == rate
+    assert [find_preset(f"opt-{name}").batch_tokens for name in ("350m", "2.7b", "13b", "175b")] == [
+        500_000, 1_000_000, 4_000_000, 2_000_000]
+
+
 def test_parameter_count_equals_the_model():
     for changes in ({}, {"qkv_bias": True}, {"qk_norm": True, "tie_embeddings": False}, {"head_dim": 16}):
         config = tiny_model(**changes)
