@@ -286,7 +286,7 @@ class Train(Section):
 
     preset: str = Field("tiny", description="model preset")
     init: str = Field("scratch", description="scratch, or the path of a checkpoint to continue from")
-    schedule: Literal["constant", "linear", "cosine", "wsd", "rewarm"] = Field(
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt", "rewarm"] = Field(
         "wsd", description="learning-rate schedule"
     )
     learning_rate: float = Field(1e-3, gt=0, description="highest learning rate of the schedule")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from refinery.contracts.runs import read_run_record
+from refinery.errors import DataError
 from refinery.trainer.loop import train
 from refinery.trainer.metrics import read_json_lines
 from tests.trainer.test_trainer_loop import same, tensors
 from tests.trainer.tiny_runs import memory_source
-from tests.trainer.train_on_ranks import ranks_config
+from tests.trainer.train_on_ranks import ranks_config, restless_config, stop_after_three
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
+    assert train(ranks_config(), memory_source(), out / "grown", progress=stop_after_three).steps == 3
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -59,3 +62,21 @@ def test_one_rank_continues_what_two_began(two_ranks):
     record = train(ranks_config(), memory_source(), two_ranks / "half")
     assert record.status == "finished"
     assert train_losses(two_ranks / "half") == pytest.approx(train_losses(two_ranks / "whole"), abs=1e-5)
+
+
+def test_two_ranks_continue_what_one_began(two_ranks):
+    record = read_run_record(two_ranks / "grown" / "run.json")
+    assert (record.status, record.hardware["world_size"]) == ("finished", 2)
+    assert train_losses(two_ranks / "grown") == pytest.approx(train_losses(two_ranks / "whole"), abs=1e-5)
+
+
+def test_two_ranks_go_back_as_one_does(two_ranks, tmp_path):
+    with contextlib.suppress(DataError):
+        train(restless_config(), memory_source(), tmp_path)
+    alone, together = (read_json_lines(out / "anomalies.jsonl") for out in (tmp_path, two_ranks / "restless"))
+    assert [(line["kind"], line["step"]) for line in alone] == [(line["kind"], line["step"]) for line in together]
+    assert {line["kind"] for line in alone} == {"refused", "restart"}
+    first, second = alone[0], together[0]
+    assert [row["doc_hashes"] for row in first["rows"]] == [row["doc_hashes"] for row in second["rows"]]
+    assert [row["loss_nats"] for row in second["rows"]] == pytest.approx(
+        [row["loss_nats"] for row in first["rows"]], abs=1e-4)
