@@ -20,6 +20,7 @@ from refinery.report.contained import contained_lines, contained_of
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
 from refinery.report.hit_samples import hits_of
 from refinery.report.samples import Sample, find_keys, read_texts, rule_bounds, word_diff
+from refinery.report.telling_line import telling_lines
 from refinery.report.visible import number, plain, size
 from refinery.shards.manifest import load_manifest
 from refinery.shards.reader import ShardReader
@@ -33,6 +34,7 @@ _FIGURES = {"screen": "language", "quality": "quality", "select": "importance"}
 """Stage -> aligned table of the numbers on which it decides; rules have their own bounds."""
 _SEGMENT_ROWS = 65_536
 _DIFF_CHARS = 6000
+_TELLING_CHARS = 200_000
 _KEY = re.compile(r"[0-9a-f]+")
 _ROW_MASK = (1 << PART_SHIFT) - 1
 
@@ -146,7 +148,11 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
     hit = [bound for index, bound in enumerate(rule_bounds(manifest)) if bits >> index & 1]
     part, row = doc_id >> PART_SHIFT, doc_id & _ROW_MASK
     names = sorted({bound.signal for bound in hit})
-    values = part_files.read_part(workdir, "rules", "signals", part, names).slice(row, 1).to_pylist()[0] if hit else {}
+    if not hit:
+        return []
+    values = part_files.read_part(workdir, "rules", "signals", part, names).slice(row, 1).to_pylist()[0]
+    [sample] = read_texts(workdir, [Sample(doc_id, "", "")], _TELLING_CHARS)
+    telling = telling_lines(sample.excerpt, hit)
     return [
         {
             "rule": bound.name,
@@ -155,8 +161,9 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
             "min": bound.min,
             "max": bound.max,
             "citation": bound.citation,
+            "line": None if line is None else {"number": line[0], "text": line[1]},
         }
-        for bound in hit
+        for bound, line in zip(hit, telling, strict=True)
     ]
 
 
@@ -283,6 +290,8 @@ def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         bounds += [f"at most {rule['max']:g}"] if rule["max"] is not None else []
         value = "not known" if rule["value"] is None else f"{float(rule['value']):.4g}"
         lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}")
+        if rule["line"]:
+            lines.append(f"{'':20} line {rule['line']['number']}: {rule['line']['text'].strip()[:120]!r}")
     return lines
 
 
