@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refinery.errors import DataError
+from refinery.kernels.planted_sentences import DIFFERENT, SAME, planted_pairs
+from refinery.kernels.sentence_guard import ROLES, features_veto, guard_features, veto
+
+_PAIRS = planted_pairs()
+
+
+@pytest.mark.parametrize("pair", [p for p in _PAIRS if p.kind in DIFFERENT], ids=lambda p: f"{p.language} {p.left}")
+def test_every_planted_difference_is_vetoed(pair) -> None:
+    assert veto(pair.left, pair.right)
+    assert veto(pair.left, pair.right) == veto(pair.right, pair.left)
+    if pair.kind == "roles":
+        assert veto(pair.left, pair.right) & ROLES
+
+
+@pytest.mark.parametrize("pair", [p for p in _PAIRS if p.kind == "edit"], ids=lambda p: f"{p.language} {p.left}")
+def test_no_planted_edit_is_vetoed(pair) -> None:
+    assert veto(pair.left, pair.right) == 0
+
+
+def test_planted_pairs_cover_languages_and_kinds() -> None:
+    for language in ("en", "zh", "de", "fr"):
+        kinds = {pair.kind for pair in planted_pairs((language,))}
+        assert kinds == {*SAME, *DIFFERENT}
+    assert planted_pairs(("xx",)) == []
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("The court heard Smith before it heard Jones.", "The court heard Jones before it heard Smith."),
+        ("Anderson sued Miller.", "Anderson was sued by Miller."),
+        ("甲公司收购了乙公司的全部股份。", "乙公司收购了甲公司的全部股份。"),
+        ("他借给她一万元。", "她借给他一万元。"),
+        ("Иван продал дом Петру.", "Петру продал дом Иван."),
+    ],
+)
+def test_swapped_roles(left: str, right: str) -> None:
+    assert veto(left, right) & ROLES
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_features_are_enough_and_symmetric(left: str, right: str) -> None:
+    a, b = guard_features(left), guard_features(right)
+    assert a.dtype == np.uint64
+    assert features_veto(a, b) == features_veto(b, a) == veto(left, right)
+    assert features_veto(a, guard_features(left)) == 0
+    copied = np.frombuffer(a.astype("<u8").tobytes(), dtype="<u8")
+    assert features_veto(copied, b) == veto(left, right)
+
+
+@pytest.mark.parametrize("bad", [np.empty(0, np.uint64), np.arange(12, dtype=np.uint64)])
+def test_what_is_no_features_is_refused(bad) -> None:
+    with pytest.raises(DataError, match="guard features"):
+        features_veto(bad, guard_features("A sentence."))
