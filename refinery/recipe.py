@@ -168,10 +168,12 @@ def _check_names(recipe: Recipe, sources: set[str]) -> None:
         unknown = sorted(recipe.quality.sources() - sources)
         if unknown:
             raise ValueError(f"quality names sources {unknown}; inputs have {', '.join(sorted(sources))}")
-    if recipe.dedup_documents is not None and "quality" in recipe.dedup_documents.keep and recipe.quality is None:
-        raise ValueError(
-            "dedup_documents.keep names quality, but the recipe has no quality section; add it or take it out"
-        )
+    for section in ("dedup_documents", "dedup_sentences"):
+        given_section = getattr(recipe, section)
+        if given_section is not None and "quality" in given_section.keep and recipe.quality is None:
+            raise ValueError(
+                f"{section}.keep names quality, but the recipe has no quality section; add it or take it out"
+            )
     if recipe.mix is not None and recipe.mix.upsample and recipe.dedup_documents is None:
         raise ValueError("mix.upsample counts duplicates, but the recipe has no dedup_documents section; add it")
     if recipe.select is not None:

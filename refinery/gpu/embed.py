@@ -8,6 +8,7 @@ the model, then normalised in float32. Models are read from safetensors only, an
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -86,7 +87,10 @@ class Embedder:
         Raises:
             DataError: the model gave a vector that is not finite.
         """
-        ids = self.token_ids(texts)
+        return self.encode_ids(self.token_ids(texts))
+
+    def encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embed texts that `token_ids` tokenised; as `encode`."""
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         out = np.empty((len(ids), self.num_features), dtype=np.float32)
         order = np.lexsort((np.arange(len(ids)), -lengths))
@@ -95,8 +99,8 @@ class Embedder:
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
         if len(bad):
             raise DataError(
-                f"model {self.name!r} gave {len(bad)} vectors that are not finite, the first for text {bad[0]} "
-                f"({texts[bad[0]][:80]!r}); open it with dtype='float32', or drop the texts"
+                f"model {self.name!r} gave {len(bad)} vectors that are not finite, the first for text {bad[0]} of "
+                f"{len(ids)} ({lengths[bad[0]]} tokens); open it with dtype='float32', or drop the texts"
             )
         return out
 
@@ -130,7 +134,7 @@ class Embedder:
         return str(self.model.prompts.get(name, "")) if name else ""
 
     @torch.inference_mode()
-    def _embed(self, ids: list[list[int]]) -> np.ndarray:
+    def _embed(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         width = max(len(row) for row in ids)
         pad = self.model.tokenizer.pad_token_id or 0
         tokens = np.full((len(ids), width), pad, dtype=np.int64)
@@ -211,6 +215,32 @@ def open_embedder(
         dtype=width,
         model=opened,
     )
+
+
+def use_gpu(address: str | None) -> None:
+    """Work on one of the machine's GPUs from here on in this process; None, or no CUDA, changes nothing.
+
+    Args:
+        address: number of the GPU, as Spark's discovery script named it.
+
+    Raises:
+        ConfigError: the address is no number of a GPU that is there.
+    """
+    if address is None or not torch.cuda.is_available():
+        return
+    if not address.isdecimal() or int(address) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"GPU address {address!r} is not one of the {torch.cuda.device_count()} that torch sees; the discovery "
+            "script must print their numbers"
+        )
+    torch.cuda.set_device(int(address))
+
+
+@functools.lru_cache(maxsize=1)
+def worker_embedder(model: str, device: str, revision: str | None = None, gpu: str | None = None) -> Embedder:
+    """Return `open_embedder` of these, opened once per process: a worker embeds many parts with one model."""
+    use_gpu(gpu)
+    return open_embedder(model, device, revision=revision)
 
 
 def _silence_bars() -> None:

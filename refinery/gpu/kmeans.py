@@ -20,6 +20,8 @@ from refinery.kernels.similarity import check_vectors
 
 BACKENDS = ("auto", "faiss", "torch", "numpy")
 _CHUNK_ROWS = 65_536
+_PRODUCT_CELLS = {"cuda": 1 << 30, "cpu": 1 << 24}
+_FIXED_POINT = float(1 << 24)
 
 
 def spherical_kmeans(
@@ -47,7 +49,10 @@ def spherical_kmeans(
     chosen = _resolve_backend(backend)
     if chosen == "faiss":
         return _train_faiss(vectors, num_cells, iterations, seed)
-    return _train_lloyd(vectors, num_cells, iterations, seed, "cuda" if chosen == "torch" else "numpy")
+    if chosen == "torch":
+        sample = torch.from_numpy(np.ascontiguousarray(vectors)).to("cuda")
+        return torch_kmeans(sample, num_cells, iterations=iterations, seed=seed).cpu().numpy()
+    return _train_lloyd(vectors, num_cells, iterations, seed)
 
 
 def assign_cells(vectors: np.ndarray, centroids: np.ndarray, *, num_probe: int = 1, device: str = "auto") -> np.ndarray:
@@ -101,12 +106,12 @@ def _train_faiss(vectors: np.ndarray, num_cells: int, iterations: int, seed: int
     return _unit(np.asarray(trainer.centroids, dtype=np.float32))
 
 
-def _train_lloyd(vectors: np.ndarray, num_cells: int, iterations: int, seed: int, where: str) -> np.ndarray:
+def _train_lloyd(vectors: np.ndarray, num_cells: int, iterations: int, seed: int) -> np.ndarray:
     """Lloyd's steps on the sphere; an empty cell restarts at the vector that is farthest from its centroid."""
     picks = np.sort(np.random.default_rng(seed).choice(len(vectors), num_cells, replace=False))
     centroids = vectors[picks].copy()
     for _ in range(iterations):
-        cells = _nearest(vectors, centroids, 1, where)[:, 0]
+        cells = _nearest(vectors, centroids, 1, "numpy")[:, 0]
         order = np.argsort(cells, kind="stable")
         present, starts = np.unique(cells[order], return_index=True)
         fresh = np.zeros(centroids.shape, dtype=np.float64)
@@ -116,6 +121,44 @@ def _train_lloyd(vectors: np.ndarray, num_cells: int, iterations: int, seed: int
             closeness = np.einsum("sf,sf->s", vectors, centroids[cells])
             fresh[empty] = vectors[np.argsort(closeness, kind="stable")[: len(empty)]]
         centroids = _unit(fresh.astype(np.float32))
+    return centroids
+
+
+@torch.inference_mode()
+def torch_kmeans(vectors: torch.Tensor, num_cells: int, *, iterations: int = 20, seed: int = 0) -> torch.Tensor:
+    """Train centroids on the device that holds the vectors, as `spherical_kmeans`.
+
+    Products run in float16 on CUDA: as fast as bfloat16 with eight times its resolution, which matters where many
+    centroids are nearly as close. Sums are of fixed-point integers: adding them in any order gives the same centroids.
+
+    Args:
+        vectors: shape (S, F), unit length.
+        num_cells: K; at most S.
+        iterations: Lloyd steps.
+        seed: seed of the first centroids.
+    Returns: float32, shape (K, F), unit length, on the same device.
+    """
+    count, features = vectors.shape
+    picks = np.sort(np.random.default_rng(seed).choice(count, num_cells, replace=False))
+    narrow = torch.float16 if vectors.device.type == "cuda" else torch.float32
+    centroids = vectors[torch.from_numpy(picks).to(vectors.device)].float()
+    rows = max(1, min(count, _PRODUCT_CELLS[vectors.device.type] // num_cells))
+    for _ in range(iterations):
+        sums = torch.zeros(num_cells, features, dtype=torch.int64, device=vectors.device)
+        columns = centroids.to(narrow).T.contiguous()
+        closeness, cells = [], []
+        for first in range(0, count, rows):
+            part = vectors[first : first + rows]
+            best = (part.to(narrow) @ columns).max(dim=1)
+            sums.index_add_(0, best.indices, (part.float() * _FIXED_POINT).round().long())
+            closeness.append(best.values)
+            cells.append(best.indices)
+        empty = torch.bincount(torch.cat(cells), minlength=num_cells) == 0
+        fresh = sums.double() / _FIXED_POINT
+        if bool(empty.any()):
+            far = torch.sort(torch.cat(closeness).float(), stable=True).indices[: int(empty.sum())]
+            fresh[empty] = vectors[far].double()
+        centroids = torch.nn.functional.normalize(fresh, dim=1).float()
     return centroids
 
 

@@ -3,20 +3,47 @@
 On CUDA the product runs in bfloat16 (twice TF32, eight times float32 on an H200). Rounding a unit vector to bfloat16
 moves a cosine by at most 2 * 2^-9 + 2^-18, rounding the product by 2^-9: together under 0.006. Proposals reach 0.008
 below the threshold and are verified in float64 on the stored vectors, so the pairs are those of the CPU.
+
+The vectors go to the device once. Cells of a few thousand would leave it idle between launches, so cells of like size
+are multiplied together, padded to one width; of the products only rows whose largest reaches the bound are looked at
+again, which reads them once instead of four times.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from refinery.gpu.embed import resolve_device
-from refinery.kernels.similarity import MARGIN_FLOAT32, SimilarPairs, propose_numpy, similar_pairs
+from refinery.kernels.similarity import (
+    MARGIN_FLOAT32,
+    SimilarPairs,
+    cell_members,
+    check_cells,
+    propose_numpy,
+    similar_pairs,
+    verified_pairs,
+)
 
 MARGIN_BFLOAT16 = 0.008
 """Bound of the rounding above, with room."""
 _CUDA_BLOCK_ROWS = 16_384
 _CPU_BLOCK_ROWS = 1024
+_NOTHING = -2.0  # below any cosine
+
+
+class Tiles(NamedTuple):
+    """Products that are made together: G cells, or pieces of large ones, of like size."""
+
+    rows: np.ndarray
+    """int64, shape (G, R): vectors, -1 where padded."""
+    columns: np.ndarray
+    """int64, shape (G, C)."""
+    diagonal: bool
+    """Whether column k is row k, for k < R: a vector is no pair with itself."""
 
 
 def pairs_in_cells(
@@ -47,15 +74,85 @@ def pairs_in_cells(
             vectors, cells_SP, threshold, block_rows=block_rows or _CPU_BLOCK_ROWS, propose=propose_numpy,
             margin=MARGIN_FLOAT32,
         )  # fmt: skip
-    return similar_pairs(
-        vectors, cells_SP, threshold, block_rows=block_rows or _CUDA_BLOCK_ROWS, propose=_propose_cuda,
-        margin=MARGIN_BFLOAT16,
-    )  # fmt: skip
+    return torch_pairs(vectors, cells_SP, threshold, chosen, torch.bfloat16, block_rows or _CUDA_BLOCK_ROWS)
+
+
+def torch_pairs(
+    vectors: np.ndarray, cells_SP: np.ndarray, threshold: float, device: str, dtype: torch.dtype, block_rows: int
+) -> SimilarPairs:
+    """Return `pairs_in_cells` by way of torch on any device.
+
+    Args:
+        vectors: float32, shape (S, F), unit length.
+        cells_SP: integers, shape (S,) or (S, P).
+        threshold: cosine in (-1, 1].
+        device: torch device.
+        dtype: of the products: bfloat16, or float32.
+        block_rows: memory of the products of one step is 2 or 4 * block_rows^2 bytes.
+
+    Raises:
+        ConfigError, DataError: as `pairs_in_cells`.
+    """
+    check_cells(vectors, cells_SP, threshold, block_rows)
+    bound = threshold - (MARGIN_FLOAT32 if dtype == torch.float32 else MARGIN_BFLOAT16)
+    table = torch.from_numpy(np.ascontiguousarray(vectors)).to(device).to(dtype)
+    table = torch.cat([table, table.new_zeros(1, table.shape[1])])  # the last row is what -1 points at
+    found = [np.empty((0, 2), dtype=np.int64)]
+    found += [propose_tiles(table, tiles, bound) for tiles in tiles_of(cells_SP, block_rows)]
+    left, right = np.concatenate(found).T
+    return verified_pairs(vectors, left, right, threshold)
+
+
+def tiles_of(cells_SP: np.ndarray, block_rows: int) -> Iterator[Tiles]:
+    """Cut cells into pieces of at most `block_rows` and put pieces of like size together."""
+    pieces: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {True: [], False: []}
+    for members, guests in cell_members(cells_SP):
+        partners = np.concatenate([members, guests])
+        for first in range(0, len(members), block_rows):
+            rows = members[first : first + block_rows]
+            for start in range(first, len(partners), block_rows):
+                columns = partners[start : start + block_rows]
+                if len(columns) > (start == first):  # one vector alone has nobody to meet
+                    pieces[start == first].append((rows, columns))
+    for diagonal, mine in pieces.items():
+        mine.sort(key=lambda piece: (-len(piece[1]), -len(piece[0])))
+        at = 0
+        while at < len(mine):
+            height, width = len(mine[at][0]), len(mine[at][1])
+            last = at + 1
+            while last < len(mine):
+                taller = max(height, len(mine[last][0]))
+                if (last + 1 - at) * taller * width > block_rows**2:
+                    break
+                height, last = taller, last + 1
+            rows, columns = zip(*mine[at:last], strict=True)
+            yield Tiles(_padded(rows, height), _padded(columns, width), diagonal)
+            at = last
+
+
+def _padded(lists: Sequence[np.ndarray], size: int) -> np.ndarray:
+    out = np.full((len(lists), size), -1, dtype=np.int64)
+    for row, values in zip(out, lists, strict=True):
+        row[: len(values)] = values
+    return out
 
 
 @torch.inference_mode()
-def _propose_cuda(rows: np.ndarray, columns: np.ndarray, bound: float) -> tuple[np.ndarray, np.ndarray]:
-    left = torch.from_numpy(rows).to("cuda").bfloat16()
-    right = torch.from_numpy(columns).to("cuda").bfloat16()
-    found = (left @ right.T >= bound).nonzero().cpu().numpy()
-    return found[:, 0], found[:, 1]
+def propose_tiles(table: torch.Tensor, tiles: Tiles, bound: float) -> np.ndarray:
+    """Return the pairs of some tiles whose product reaches a bound.
+
+    Args:
+        table: shape (S + 1, F): the vectors, and one of zeros behind them.
+        tiles: see `Tiles`.
+        bound: the threshold, less what rounding takes.
+    Returns: int64, shape (E, 2); on the diagonal each pair comes twice.
+    """
+    rows, columns = (torch.from_numpy(side).to(table.device) for side in tiles[:2])
+    products = torch.bmm(table[rows], table[columns].transpose(1, 2))
+    if tiles.diagonal:
+        torch.diagonal(products, dim1=1, dim2=2).fill_(_NOTHING)
+    hot = (products.amax(dim=2) >= bound).nonzero()
+    at, column = (products[hot[:, 0], hot[:, 1]] >= bound).nonzero().unbind(1)
+    tile, row = hot[at].unbind(1)
+    pairs = torch.stack([rows[tile, row], columns[tile, column]], dim=1)
+    return np.asarray(pairs[(pairs >= 0).all(dim=1)].cpu().numpy())

@@ -1,15 +1,16 @@
 """Guard over similar sentences: pairs whose numbers, negations, duties or names differ are not duplicates.
 
-Embeddings put "Article 12 applies" beside "Article 13 applies", a duty beside its opposite and "A sued B" beside "B sued
-A" at cosines above 0.95; removing one of them harms law and medicine text most. A veto only keeps text, so every rule
-errs towards it. The guard sees the sentences of the few pairs over the threshold; English, Chinese, German, French and
-Russian are covered. A sentence is read once into hashed features, so that pairs are judged wherever they meet without
-their text.
+Embeddings put "Article 12 applies" beside "Article 13 applies", a duty beside its opposite and "A sued B" beside "B
+sued A" at cosines above 0.95; removing one of them harms law and medicine text most. A veto only keeps text, so every
+rule errs towards it. The guard sees the sentences of the few pairs over the threshold; English, Chinese, German, French
+and Russian are covered. A sentence is read once into hashed features, so that pairs are judged wherever they meet
+without their text.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -136,8 +137,8 @@ def features_veto(left: np.ndarray, right: np.ndarray) -> int:
 
     The first word counts as a name only if the sentences are otherwise equal but for one more word: its capital says
     nothing, its replacement does ("Paris is ..." / "London is ..."). Roles are swapped where words that both sentences
-    have equally often stand in another order ("A sued B" / "B sued A"), one has an agent ("by") more, or pronouns or directions
-    of one are replaced by others; a pronoun more on one side alone is a small edit.
+    have equally often stand in another order ("A sued B" / "B sued A"), one has an agent ("by") more, or pronouns or
+    directions of one are replaced by others; a pronoun more on one side alone is a small edit.
 
     Raises:
         DataError: the features are not such an array.
@@ -161,7 +162,7 @@ def _unpacked(features: np.ndarray) -> tuple[list[int], ...]:
     bounds = np.cumsum([_HEADER, *values[6:_HEADER]]).tolist() if len(values) >= _HEADER else [-1]
     if bounds[-1] != len(values):
         raise DataError(f"{len(values)} numbers are no guard features; pass what guard_features returned")
-    pieces = (values[first:last] for first, last in zip(bounds[:-1], bounds[1:], strict=True))
+    pieces = (values[first:last] for first, last in itertools.pairwise(bounds))
     return values[:6], *pieces
 
 
@@ -182,7 +183,7 @@ def _features(text: str) -> np.ndarray:
 
 
 def veto(left: str, right: str) -> int:
-    """Return the bits (`NUMBERS` ...) by which two sentences differ in meaning; 0 allows removal. See `features_veto`."""
+    """Return the bits (`NUMBERS` ...) by which two sentences differ in meaning; see `features_veto`."""
     return features_veto(_features(left), _features(right))
 
 

@@ -62,7 +62,7 @@ class JoinedCuts(NamedTuple):
 
 @functools.cache
 def _openings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the connectives as bytes: uint8 (K, longest), lengths int64 (K,), whether a letter may follow bool (K,)."""
+    """Return connectives as bytes: uint8 (K, longest), lengths int64 (K,), bool (K,) whether a letter may follow."""
     latin = _CONNECTIVES.split("|")
     words = [*latin, *(word[0].upper() + word[1:] for word in latin)]
     rows = sorted([(word.encode(), False) for word in words] + [(w.encode(), True) for w in _CONNECTIVES_ZH.split("|")])
@@ -73,7 +73,7 @@ def _openings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @numba.njit(cache=True)
-def _leans(  # noqa: PLR0913, PLR0917 - compiled inner kernel
+def _leans(
     data: np.ndarray, first: int, last: int, table: np.ndarray, lengths: np.ndarray, free: np.ndarray
 ) -> bool:
     while first < last and (data[first] in (0x22, 0x27, 0x28, 0x2A, 0x5F) or space_width(data, first, last) > 0):
@@ -148,7 +148,7 @@ def sentence_layout(views: TextViews, spans: SentenceSpans) -> SentenceLayout:
 
 
 @numba.njit(cache=True)
-def _join(  # noqa: PLR0913, PLR0917 - compiled inner kernel
+def _join(
     doc_offsets: np.ndarray,
     starts: np.ndarray,
     ends: np.ndarray,

@@ -79,6 +79,19 @@ class SentenceHashes(NamedTuple):
     """int64, shape (S,): 0 where nothing is left (rules, bullets): such sentences repeat nothing."""
 
 
+class RepeatUnits(NamedTuple):
+    """What may repeat across documents: U sentences and runs of sentences."""
+
+    hashes: np.ndarray
+    """uint64, shape (U,)."""
+    owner: np.ndarray
+    """int64, shape (U,): document."""
+    first: np.ndarray
+    """int64, shape (U,): first sentence."""
+    size: np.ndarray
+    """int64, shape (U,): sentences."""
+
+
 @numba.njit(cache=True)
 def _end_of_line(data: np.ndarray, i: int, end: int) -> int:
     while i < end and data[i] != 0x0A:
@@ -328,3 +341,32 @@ def window_hashes(hashes: np.ndarray, doc_offsets: np.ndarray, size: int = 3) ->
     for k in range(size):
         value = splitmix64_array(value ^ hashes[starts + k])
     return value, starts
+
+
+def repeat_units(
+    hashes: np.ndarray, num_words: np.ndarray, doc_offsets: np.ndarray, *, exact: bool, min_words: int, window: int
+) -> RepeatUnits:
+    """Return what can repeat in documents: sentences, and runs of `window` consecutive ones.
+
+    Args:
+        hashes: uint64, shape (S,).
+        num_words: integers, shape (S,).
+        doc_offsets: int64, shape (D + 1,).
+        exact: whether single sentences count.
+        min_words: sentences and runs with fewer words repeat nothing.
+        window: sentences of a run, 0 for none.
+    Returns: see `RepeatUnits`.
+    """
+    words = np.concatenate([[0], np.cumsum(num_words)])
+    found = [(np.empty(0, np.uint64), np.empty(0, np.int64), 1)]
+    if exact:
+        long = np.flatnonzero(num_words >= min_words)
+        found.append((hashes[long], long, 1))
+    if window:
+        value, starts = window_hashes(hashes, doc_offsets, window)
+        enough = words[starts + window] - words[starts] >= min_words
+        found.append((value[enough], starts[enough], window))
+    first = np.concatenate([f[1] for f in found]).astype(np.int64)
+    size = np.concatenate([np.full(len(f[1]), f[2], dtype=np.int64) for f in found])
+    owner = np.searchsorted(doc_offsets, first, side="right") - 1
+    return RepeatUnits(np.concatenate([f[0] for f in found]), owner, first, size)

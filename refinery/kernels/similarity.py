@@ -86,6 +86,17 @@ def cell_members(cells_SP: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]
         yield owners[column == 0], owners[column > 0]
 
 
+def same_cell(own: np.ndarray) -> np.ndarray:
+    """Return cells, int64, shape (S, 2), that put S vectors into one cell: members first, the others as its guests.
+
+    Args:
+        own: bool, shape (S,): True for members. A guest meets members, but no other guest.
+    """
+    cells = np.zeros((len(own), 2), dtype=np.int64)
+    cells[:, 0] = np.where(own, 0, -1 - np.arange(len(own)))
+    return cells
+
+
 def similar_pairs(
     vectors: np.ndarray,
     cells_SP: np.ndarray,
@@ -111,14 +122,8 @@ def similar_pairs(
         ConfigError: threshold or block out of bounds, cells of another length, vectors of another type.
         DataError: a vector is not of unit length.
     """
-    if not -1.0 < threshold <= 1.0:
-        raise ConfigError(f"similarity threshold {threshold} is out of bounds (-1, 1]; 0.95 is usual")
-    if block_rows < 1:
-        raise ConfigError(f"block_rows {block_rows} is out of bounds, 1 is the least; 1024 is the default")
-    if len(cells_SP) != len(vectors):
-        raise ConfigError(f"{len(cells_SP)} cells for {len(vectors)} vectors; assign every vector to a cell")
-    check_vectors(vectors)
-    found: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    check_cells(vectors, cells_SP, threshold, block_rows)
+    found: list[np.ndarray] = [np.empty((2, 0), dtype=np.int64)]
     for members, guests in cell_members(cells_SP):
         partners = np.concatenate([members, guests])
         for first in range(0, len(members), block_rows):
@@ -127,11 +132,39 @@ def similar_pairs(
                 columns = partners[start : start + block_rows]
                 i, j = propose(vectors[rows], vectors[columns], threshold - margin)
                 above = start + j > first + i  # members meet once, guests (behind all members) always
-                a, b = rows[i[above]], columns[j[above]]
-                other = a != b  # a vector that names one cell twice is its own guest
-                a, b = a[other], b[other]
-                found.append(np.minimum(a, b) * len(vectors) + np.maximum(a, b))
-    keys = np.unique(np.concatenate(found))
+                found.append(np.stack([rows[i[above]], columns[j[above]]]))
+    left, right = np.concatenate(found, axis=1)
+    return verified_pairs(vectors, left, right, threshold)
+
+
+def check_cells(vectors: np.ndarray, cells_SP: np.ndarray, threshold: float, block_rows: int) -> None:
+    """Check what a search for pairs is given.
+
+    Raises:
+        ConfigError: threshold or block out of bounds, cells of another length, vectors of another type.
+        DataError: a vector is not of unit length.
+    """
+    if not -1.0 < threshold <= 1.0:
+        raise ConfigError(f"similarity threshold {threshold} is out of bounds (-1, 1]; 0.95 is usual")
+    if block_rows < 1:
+        raise ConfigError(f"block_rows {block_rows} is out of bounds, 1 is the least; 1024 is the default")
+    if len(cells_SP) != len(vectors):
+        raise ConfigError(f"{len(cells_SP)} cells for {len(vectors)} vectors; assign every vector to a cell")
+    check_vectors(vectors)
+
+
+def verified_pairs(vectors: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float) -> SimilarPairs:
+    """Return the proposed pairs whose cosine in float64 reaches the threshold, each once.
+
+    Args:
+        vectors: float32, shape (S, F), unit length.
+        left: int64, shape (E,): in any order; a vector with itself is no pair (it names one cell twice).
+        right: int64, shape (E,).
+        threshold: cosine.
+    """
+    other = left != right
+    a, b = left[other], right[other]
+    keys = np.unique(np.minimum(a, b) * len(vectors) + np.maximum(a, b))
     left, right = keys // max(1, len(vectors)), keys % max(1, len(vectors))
     similarity = pair_similarity(vectors, left, right)
     kept = similarity >= threshold

@@ -35,7 +35,7 @@ from refinery.stages.workspace import part_entries
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from refinery.stages.dedup_sentences import SentencesTask
+    from refinery.stages.sentence_repeats import SentencesTask
     from refinery.stages.workspace import Run
 
 MAX_SHOWN = 20

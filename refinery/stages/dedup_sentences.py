@@ -1,9 +1,10 @@
 """dedup_sentences: repeated lines and sentences of pool documents become cuts; what loses too much is dropped.
 
-Where the recipe says so, repeated lines go first (`repeated_lines`). Then exact sentences: part tasks write normalised
-sentence hashes, Spark counts documents per hash, and all but the first `max_copies` documents (by identity, not by
-address) lose the sentence. Then, where the recipe says so, sentences of known languages are compared by embeddings
-(`sentence_embeddings`). Every cut names the document that keeps its copy.
+Where the recipe says so, repeated lines go first (`repeated_lines`). Then exact sentences (`sentence_repeats`): hashes
+of sentences, and of runs of them, are counted across documents; all but the best `max_copies` documents lose the
+sentence. Then, where the recipe says so, sentences of known languages are compared by meaning (`sentence_embeddings`).
+A document that would lose too much goes whole, and is then no reason for any other cut of a sentence: what it kept is
+kept by the next best. Every cut names the span that stays, and how similar it is.
 """
 
 from __future__ import annotations
@@ -11,30 +12,33 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
-from refinery.contracts.tables import CUTS, DECISIONS, SENTENCES
+from refinery.contracts.tables import CAUSES, CUTS, DECISIONS, PART_SHIFT
 from refinery.errors import ConfigError, DataError
-from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask, read_labels, read_survivors
-from refinery.kernels.cuts import touched
+from refinery.io.survivors import keep_mask, read_labels
 from refinery.kernels.lines import LINE_UNITS
-from refinery.kernels.sentences import normalised_hash, sentence_spans
-from refinery.kernels.text import text_views
-from refinery.recipe import DedupSentences
+from refinery.kernels.sentence_joins import JoinedCuts, join_cuts
 from refinery.stages.containment import find_contained
 from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
-from refinery.stages.repeated_lines import Spans, cut_lines, cuts_of_lines, cuts_table, spans_of_cuts
-from refinery.stages.repeats import Copies, distinct_pairs, keepers_of, ranked_copies, write_repeats
-from refinery.stages.sentence_embeddings import SIMILAR, pool_mask, similar_sentences
+from refinery.stages.repeated_lines import cut_lines, cuts_of_lines
+from refinery.stages.sentence_repeats import (
+    Causes,
+    PartLayout,
+    SentencesTask,
+    exact_causes,
+    layout_part,
+    no_causes,
+    read_layout,
+    write_repeats,
+)
 from refinery.stages.tallies import TALLY_COLUMNS, tally, tally_cuts
 from refinery.stages.workspace import (
     Run,
@@ -47,23 +51,19 @@ from refinery.stages.workspace import (
 )
 
 NAME = "dedup_sentences"
-ALGORITHM_VERSION = 1
-EXACT = "exact"
-_ROW = 0xFFFFFFFF
+ALGORITHM_VERSION = 2
+LINES_VERSION = 1
+EXACT, SIMILAR = "exact", "similar"
+_MAX_KEEPERS = 8
 
 
-@dataclass(frozen=True)
-class SentencesTask:
-    """Everything a part task of this stage needs."""
+class Removals(NamedTuple):
+    """What the stage decided before it writes: sent to every part task."""
 
-    workdir: str
-    seed: int
-    settings: dict[str, Any]
-    upto: tuple[str, ...]
-    slice_rows: int
-    upstream: dict[int, str]
-    line_state: str = ""
-    """Names the state of the line cuts, which sentences depend on; empty where lines are off."""
+    similar: pa.Table | None
+    """Sentences that go for one of the same meaning, schema `sentence_matching.REMOVED`; None without embeddings."""
+    gone: dict[int, str]
+    """Documents that go whole -> doc_key of a document that keeps some of it."""
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -71,6 +71,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
 
     Raises:
         ConfigError: the embedding model is missing or does not know the language.
+        DataError: an earlier stage cut text.
     """
     started = time.monotonic()
     recipe = run_.recipe
@@ -78,51 +79,50 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     if section is None:
         raise ConfigError("the recipe has no dedup_sentences section; `dedup_sentences: {exact: true}` is enough")
     upto, upstream, seen = upstream_of(run_, NAME)
-    recipe_slice = {**section.model_dump(mode="json"), "seed": recipe.seed}
+    documents = recipe.dedup_documents
+    keep = section.keep or (documents.keep if documents is not None else ())
+    sources = [i.source for i in recipe.inputs]
+    recipe_slice = {
+        **section.model_dump(mode="json"), "keep": list(keep), "seed": recipe.seed, "sources": sources
+    }  # fmt: skip
     inputs = {m.stage: m.content_hash for m in upstream}
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
     _refuse_earlier_cuts(recipe.workdir, upto)
-    task = _task_of(run_, section, upto, seen)
+    task = _task_of(run_, recipe_slice, upto, seen)
     parts = sorted(seen)
     contained_facts, contained = find_contained(run_, task, parts)
     line_facts = cut_lines(run_, task, parts)
-    hashed: list[dict[str, Any]] = []
-    if section.exact:
-        hashed = run_part_tasks(run_.spark, parts, functools.partial(hashes_part, task), run_.report_progress(NAME))
-        copies = Copies("sentences", "repeats", ("tie",), section.max_copies)
-        ranked = ranked_copies(run_.spark, task.workdir, parts, copies)
-        write_repeats(ranked, task.workdir, parts, copies.repeats, fingerprint)
-    similar, embedding_facts = similar_sentences(run_, task, parts)
-    work = functools.partial(cuts_part, task, fingerprint, similar)
+    read = run_part_tasks(run_.spark, parts, functools.partial(layout_part, task), run_.report_progress(NAME))
+    removals, facts = _removals(run_, task, parts, fingerprint)
+    work = functools.partial(cuts_part, task, fingerprint, removals)
     results = run_part_tasks(run_.spark, parts, work, run_.report_progress(NAME))
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, upstream[-1].counts, counts)
+    facts |= {"num_cuts": sum(r["cuts"]["rows"] for r in results), "num_dropped": len(removals.gone)}
+    facts |= {"num_given_back": sum(r["given_back"] for r in results), **line_facts, **contained_facts}
+    tables = contained + [
+        entry for name in ("cuts", "causes", "decisions") for entry in part_entries(name, results, name)
+    ]
     manifest = StageManifest(
         stage=NAME,
         fingerprint=fingerprint,
         algorithm_version=ALGORITHM_VERSION,
         recipe_slice=recipe_slice,
         inputs=inputs,
-        parts=contained + part_entries("cuts", results, "cuts") + part_entries("decisions", results, "decisions"),
+        parts=tables,
         counts=counts,
-        facts={
-            "num_cuts": sum(r["cuts"]["rows"] for r in results),
-            **line_facts,
-            **embedding_facts,
-            **contained_facts,
-        },
-        volatile={"part_seconds": sum(r["cpu_seconds"] for r in hashed + results)},
+        facts=facts,
+        volatile={"part_seconds": sum(r["cpu_seconds"] for r in read + results)},
     )
     return commit_stage(run_, manifest, started)
 
 
-def _task_of(run_: Run, section: DedupSentences, upto: tuple[str, ...], seen: dict[int, str]) -> SentencesTask:
-    settings = section.model_dump(mode="json")
+def _task_of(run_: Run, settings: dict[str, Any], upto: tuple[str, ...], seen: dict[int, str]) -> SentencesTask:
     lines = [settings["lines"], settings["exempt_domains"], sorted(seen.items())]
-    state = fingerprint_of("lines", ALGORITHM_VERSION, lines) if section.lines != "off" else ""
+    state = fingerprint_of("lines", LINES_VERSION, lines) if settings["lines"] != "off" else ""
     return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state)
 
 
@@ -133,105 +133,172 @@ def _refuse_earlier_cuts(workdir: str, upto: Sequence[str]) -> None:
         raise DataError(f"{NAME} must come before every other stage that cuts text, but {earlier} already did")
 
 
-def hashes_part(task: SentencesTask, part: int) -> dict[str, Any]:
-    """Write the distinct sentence hashes of one part's surviving pool documents, lines that were cut left out."""
-    path = part_files.part_path(task.workdir, NAME, "sentences", part)
-    identity = [task.settings["min_words"], task.settings["exempt_domains"]]
-    print_ = fingerprint_of("sentences", ALGORITHM_VERSION, identity, task.upstream[part], task.line_state)
-    found = part_files.found_part(path, print_)
-    if found is None:
-        tables = [SENTENCES.empty_table()]
-        lines = spans_of_cuts(cuts_of_lines(task, part))
-        columns = ["doc_id", "doc_key", "role", "domain", "split", "text"]
-        for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
-            table = piece.table.filter(pool_mask(task.settings, piece.table))
-            views = text_views(table.column("text"))
-            spans = sentence_spans(views)
-            hashed = normalised_hash(views, spans)
-            owner = np.repeat(np.arange(table.num_rows), np.diff(spans.doc_offsets))
-            ids = table.column("doc_id").to_numpy()
-            long = hashed.num_words >= task.settings["min_words"]
-            long &= ~touched(ids[owner] & _ROW, spans.starts, spans.ends, lines)
-            docs, hashes = distinct_pairs(owner[long], hashed.hashes[long])
-            ties = key_prefix_uint64(table.column("doc_key").to_pylist()).view(np.int64)
-            rows = pa.table({"hash": hashes.view(np.int64), "doc_id": ids[docs], "tie": ties[docs]})
-            tables.append(rows.cast(SENTENCES))
-        found = part_files.write_part(path, pa.concat_tables(tables), SENTENCES, print_)
-    return {"sentences": located(part, found)}
+def _removals(run_: Run, task: SentencesTask, parts: list[int], fingerprint: str) -> tuple[Removals, dict[str, Any]]:
+    """Find repeats, then which documents lose so much that they go whole, then repeats without those."""
+    counted = task.settings["exact"] or task.settings["window_sentences"]
+    nobody = np.empty(0, dtype=np.int64)
+    if counted:
+        write_repeats(run_.spark, task, parts, nobody, fingerprint_of(fingerprint, "first"))
+    similar: pa.Table | None = None
+    facts: dict[str, Any] = {}
+    if task.settings["embeddings"] != "off":
+        from refinery.stages.sentence_embeddings import similar_sentences  # noqa: PLC0415 - numba kernels of the guard
+
+        similar, facts = similar_sentences(run_, task, parts)
+    first = Removals(similar, {})
+    losses = run_part_tasks(run_.spark, parts, functools.partial(losses_part, task, first))
+    keepers: dict[int, dict[str, int]] = {int(doc): keys for r in losses for doc, keys in r["gone"].items()}
+    gone = {doc: min(keys, key=lambda key: (keys[key] in keepers, key)) for doc, keys in keepers.items()}
+    if gone:
+        ids = np.array(sorted(gone), dtype=np.int64)
+        if counted:
+            write_repeats(run_.spark, task, parts, ids, fingerprint_of(fingerprint, "second"))
+        if similar is not None:
+            similar = similar.filter(pc.invert(pc.is_in(similar.column("because_doc"), pa.array(ids))))
+    return Removals(similar, gone), facts
 
 
-def cuts_part(task: SentencesTask, fingerprint: str, similar: dict[int, list[list[Any]]], part: int) -> dict[str, Any]:
-    """Write one part's cuts and decisions."""
+def losses_part(task: SentencesTask, removals: Removals, part: int) -> dict[str, Any]:
+    """Return which documents of a part lose more than they may, each with documents that keep what it loses."""
+    layout = read_layout(task.workdir, part)
+    causes, joined = _part_cuts(task, removals, part, layout)
+    lines = cuts_of_lines(task, part)
+    lost = _lost_bytes(layout, joined, lines)
+    labels = read_labels(task.workdir, part, ["num_bytes"], task.upto)
+    sizes = labels.column("num_bytes").to_numpy()
+    rows = np.fromiter(lost, dtype=np.int64, count=len(lost)) & ((1 << PART_SHIFT) - 1)
+    bound = dict(zip(lost, (task.settings["max_removed_frac"] * sizes[rows]).tolist(), strict=True))
+    gone: dict[str, dict[str, int]] = {str(doc): {} for doc, count in lost.items() if count > bound[doc]}
+    docs = layout.doc_ids[causes.sentence]
+    because = zip(docs.tolist(), causes.because_of.tolist(), causes.because_doc.tolist(), strict=True)
+    of_lines = (
+        (*row, -1) for row in zip(*(lines.column(c).to_pylist() for c in ("doc_id", "because_of")), strict=True)
+    )
+    for doc, key, other in (*because, *of_lines):
+        found = gone.get(str(doc))
+        if found is not None and len(found) < _MAX_KEEPERS:
+            found[key] = other
+    return {"gone": gone}
+
+
+def _lost_bytes(layout: PartLayout, joined: JoinedCuts, lines: pa.Table) -> dict[int, int]:
+    """Return doc_id -> bytes cut out of it."""
+    docs = np.concatenate([layout.doc_ids[joined.cut], lines.column("doc_id").to_numpy()])
+    lengths = lines.column("end").to_numpy() - lines.column("start").to_numpy()
+    lengths = np.concatenate([(joined.ends - joined.starts)[joined.cut], lengths])
+    ids, at = np.unique(docs, return_inverse=True)
+    return dict(zip(ids.tolist(), np.bincount(at, lengths, len(ids)).astype(np.int64).tolist(), strict=True))
+
+
+def _part_cuts(task: SentencesTask, removals: Removals, part: int, layout: PartLayout) -> tuple[Causes, JoinedCuts]:
+    """Return what repeats in one part, and which bytes go for it; documents that go whole are left out."""
+    causes = exact_causes(task, part, layout)
+    if removals.similar is not None:
+        causes = _with_similar(causes, removals.similar, part, layout)
+    if removals.gone:
+        left = ~np.isin(layout.doc_ids[causes.sentence], np.fromiter(removals.gone, dtype=np.int64))
+        causes = Causes(*(column[left] for column in causes))
+    cut = np.zeros(len(layout.doc_ids), dtype=bool)
+    cut[causes.sentence] = True
+    return causes, join_cuts(layout.spans, layout.layout, cut)
+
+
+def _with_similar(exact: Causes, similar: pa.Table, part: int, layout: PartLayout) -> Causes:
+    """Add what goes by meaning; an exact repeat of a sentence that went by meaning names what stays in its place."""
+    column = {name: similar.column(name).to_numpy(zero_copy_only=False) for name in similar.column_names}
+    moved = {key: row for row, key in enumerate(zip(column["doc_id"].tolist(), column["start"].tolist(), strict=True))}
+    names = ("because_of", "because_doc", "because_start", "because_end", "similarity")
+    kept = [np.array(getattr(exact, name)) for name in names]
+    for i, key in enumerate(zip(exact.because_doc.tolist(), exact.because_start.tolist(), strict=True)):
+        row = moved.get(key)
+        if row is not None:
+            for target, name in zip(kept, names, strict=True):
+                target[i] = column[name][row]
+    places = {key: i for i, key in enumerate(zip(layout.doc_ids.tolist(), layout.spans.starts.tolist(), strict=True))}
+    mine = np.flatnonzero(column["doc_id"] >> PART_SHIFT == part)
+    at = np.array([places[column["doc_id"][r], column["start"][r]] for r in mine.tolist()], dtype=np.int64)
+    fresh = ~np.isin(at, exact.sentence)
+    sentence = np.concatenate([exact.sentence, at[fresh]])
+    order = np.argsort(sentence, kind="stable")
+    both = (np.concatenate([old, column[name][mine[fresh]]])[order] for old, name in zip(kept, names, strict=True))
+    is_exact = np.arange(len(sentence)) < len(exact.sentence)
+    return Causes(sentence[order], is_exact[order], *both)
+
+
+def cuts_part(task: SentencesTask, fingerprint: str, removals: Removals, part: int) -> dict[str, Any]:
+    """Write one part's cuts, what caused each, and decisions."""
     print_ = fingerprint_of(NAME, ALGORITHM_VERSION, fingerprint, part)
-    cuts_path = part_files.part_path(task.workdir, NAME, "cuts", part)
-    decisions_path = part_files.part_path(task.workdir, NAME, "decisions", part)
-    cuts, decisions = part_files.found_part(cuts_path, print_), part_files.found_part(decisions_path, print_)
-    if cuts is None or decisions is None:
-        lines = cuts_of_lines(task, part)
-        exact = _exact_cuts(task, part, spans_of_cuts(lines))
-        cut = set(zip(exact.column("doc_id").to_pylist(), exact.column("start").to_pylist(), strict=True))
-        rest = [row for row in similar.get(part, []) if (row[0], row[1]) not in cut]
-        table = pa.concat_tables([lines, exact, _similar_cuts(rest)])
-        table = table.sort_by([("doc_id", "ascending"), ("start", "ascending")])
+    paths = {t: part_files.part_path(task.workdir, NAME, t, part) for t in ("cuts", "causes", "decisions")}
+    files = {name: part_files.found_part(path, print_) for name, path in paths.items()}
+    if not all(files.values()):
+        layout = read_layout(task.workdir, part)
+        causes, joined = _part_cuts(task, removals, part, layout)
+        stays = joined.cut[causes.sentence]
+        causes = Causes(*(column[stays] for column in causes)) if len(stays) else no_causes()
+        at = causes.sentence
+        rows = _Rows(layout.doc_ids[at], joined.starts[at], joined.ends[at], causes)
         documents = read_labels(task.workdir, part, ["doc_id", *TALLY_COLUMNS], task.upto)
         sizes = documents.column("num_bytes").to_numpy()
-        rows = table.column("doc_id").to_numpy() & _ROW
-        lost = np.zeros(documents.num_rows, dtype=np.int64)
-        np.add.at(lost, rows, table.column("end").to_numpy() - table.column("start").to_numpy())
-        gone = lost > task.settings["max_removed_frac"] * sizes
-        kept_cuts = table.filter(pa.array(~gone[rows]))
-        lost[gone] = 0
+        ids = documents.column("doc_id").to_numpy()
+        gone = np.isin(ids, np.fromiter(removals.gone, dtype=np.int64, count=len(removals.gone)))
+        because = pa.array([removals.gone.get(doc) for doc in ids.tolist()], pa.string())
+        lines = cuts_of_lines(task, part)
+        kept = pa.array(~np.isin(lines.column("doc_id").to_numpy(), ids[gone]))
+        cuts = pa.concat_tables([lines.filter(kept), rows.cuts()])
+        cuts = cuts.sort_by([("doc_id", "ascending"), ("start", "ascending")])
+        lost = {reason: _cut_bytes(cuts, reason, len(ids)) for reason in (*LINE_UNITS, EXACT, SIMILAR)}
         entered = keep_mask(task.workdir, part, documents.num_rows, task.upto)
         reasons = reasons_where(gone, f"{NAME}.mostly_repeated")
-        shortened = documents.set_column(documents.column_names.index("num_bytes"), "num_bytes", pa.array(sizes - lost))
+        left = pa.array(sizes - sum(lost.values()))
+        shortened = documents.set_column(documents.column_names.index("num_bytes"), "num_bytes", left)
         tallies = tally(shortened, entered, reasons)
-        for reason in (*LINE_UNITS, EXACT, SIMILAR):
-            tallies += tally_cuts(documents, _cut_bytes(kept_cuts, reason, len(lost)), f"{NAME}.{reason}")
-        cuts = part_files.write_part(cuts_path, kept_cuts, CUTS, print_)
-        decided = decisions_table(documents.column("doc_id"), entered, reasons, NAME, _causes(table, gone))
-        decisions = part_files.write_part(decisions_path, decided, DECISIONS, print_, {"counts": tallies})
-    return {**decisions.result, "cuts": located(part, cuts), "decisions": located(part, decisions)}
+        for reason, counted in lost.items():
+            tallies += tally_cuts(documents, counted, f"{NAME}.{reason}")
+        decided = decisions_table(documents.column("doc_id"), entered, reasons, NAME, because)
+        result = {"counts": tallies, "given_back": joined.num_given_back}
+        files = {
+            "cuts": part_files.write_part(paths["cuts"], cuts, CUTS, print_),
+            "causes": part_files.write_part(paths["causes"], rows.causes_table(), CAUSES, print_),
+            "decisions": part_files.write_part(paths["decisions"], decided, DECISIONS, print_, result),
+        }
+    told = {name: located(part, file) for name, file in files.items() if file is not None}
+    return {**(files["decisions"].result if files["decisions"] else {}), **told}
 
 
 def _cut_bytes(cuts: pa.Table, reason: str, count: int) -> np.ndarray:
+    """Return the bytes that each of `count` documents loses for a reason."""
     mine = cuts.filter(pc.equal(cuts.column("reason"), f"{NAME}.{reason}"))
     lost = np.zeros(count, dtype=np.int64)
     lengths = mine.column("end").to_numpy() - mine.column("start").to_numpy()
-    np.add.at(lost, mine.column("doc_id").to_numpy() & _ROW, lengths)
+    np.add.at(lost, mine.column("doc_id").to_numpy() & ((1 << PART_SHIFT) - 1), lengths)
     return lost
 
 
-def _causes(cuts: pa.Table, gone: np.ndarray) -> pa.Array:
-    """Return for each dropped document the document that keeps its first repeated sentence."""
-    causes: list[str | None] = [None] * len(gone)
-    for doc_id, because_of in zip(
-        cuts.column("doc_id").to_pylist(), cuts.column("because_of").to_pylist(), strict=True
-    ):
-        row = doc_id & _ROW
-        if gone[row] and causes[row] is None:
-            causes[row] = because_of
-    return pa.array(causes, pa.string())
+class _Rows(NamedTuple):
+    """What goes from one part, one row per sentence, in order."""
 
+    doc_ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    causes: Causes
 
-def _exact_cuts(task: SentencesTask, part: int, lines: Spans) -> pa.Table:
-    keepers = keepers_of(task.workdir, "repeats", part) if task.settings["exact"] else {}
-    if not keepers:
-        return CUTS.empty_table()
-    wanted = pa.array(sorted({doc_id for doc_id, _ in keepers}), pa.int64())
-    rows: list[tuple[int, int, int, str]] = []
-    for piece in read_survivors(task.workdir, part, ["doc_id", "text"], task.upto, task.slice_rows):
-        table = piece.table.filter(pc.is_in(piece.table.column("doc_id"), wanted))
-        views = text_views(table.column("text"))
-        spans = sentence_spans(views)
-        owners = np.repeat(table.column("doc_id").to_numpy(), np.diff(spans.doc_offsets))
-        hashes = normalised_hash(views, spans).hashes.view(np.int64)
-        gone = touched(owners & _ROW, spans.starts, spans.ends, lines)
-        for at in np.flatnonzero(~gone).tolist():
-            because_of = keepers.get((int(owners[at]), int(hashes[at])))
-            if because_of is not None:
-                rows.append((int(owners[at]), int(spans.starts[at]), int(spans.ends[at]), because_of))
-    return cuts_table(rows, EXACT)
+    def cuts(self) -> pa.Table:
+        """Return the rows of the cuts table."""
+        reasons = np.where(self.causes.exact, f"{NAME}.{EXACT}", f"{NAME}.{SIMILAR}")
+        return pa.table(
+            {
+                "doc_id": self.doc_ids,
+                "start": self.starts,
+                "end": self.ends,
+                "stage": pa.array([NAME] * len(self.starts), pa.string()),
+                "reason": pa.array(reasons.tolist(), pa.string()),
+                "because_of": pa.array(self.causes.because_of.tolist(), pa.string()),
+            }
+        ).cast(CUTS)
 
-
-def _similar_cuts(rows: list[list[Any]]) -> pa.Table:
-    return cuts_table([(r[0], r[1], r[2], r[3]) for r in rows], SIMILAR)
+    def causes_table(self) -> pa.Table:
+        """Return what every cut repeats, row by row beside the cuts."""
+        kept = {name: getattr(self.causes, name) for name in CAUSES.names[4:]}
+        because = pa.array(self.causes.because_of.tolist(), pa.string())
+        table = {"doc_id": self.doc_ids, "start": self.starts, "end": self.ends, "because_of": because, **kept}
+        return pa.table(table).cast(CAUSES)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from refinery.errors import SchemaError
 
 if TYPE_CHECKING:
+    from pyspark.resource import ResourceProfile
     from pyspark.sql import DataFrame, SparkSession
 
 PartTask = Callable[[int], dict[str, Any]]
@@ -34,6 +35,7 @@ def run_part_tasks(
     parts: Sequence[int],
     task: PartTask,
     progress: Callable[[int, int], None] | None = None,
+    profile: ResourceProfile | None = None,
 ) -> list[dict[str, Any]]:
     """Run one task per part and return their results in the order of `parts`.
 
@@ -42,12 +44,13 @@ def run_part_tasks(
         parts: part numbers; one Spark task each, so a lost worker costs one part.
         task: the work.
         progress: called with (done, total) as results come in.
+        profile: resources (GPUs) that each task needs; see `task_resources`.
     """
     if not parts:
         return []
     numbers = list(parts)
     frame = spark.range(0, len(numbers), 1, len(numbers))
-    rows = frame.mapInArrow(functools.partial(_run_batches, numbers, task), "part long, result string")
+    rows = frame.mapInArrow(functools.partial(_run_batches, numbers, task), "part long, result string", False, profile)
     with _watched(spark, len(numbers), progress):
         results = {int(row["part"]): json.loads(row["result"]) for row in rows.collect()}
     return [results[p] for p in numbers]
@@ -90,12 +93,15 @@ def _run_batches(numbers: list[int], task: PartTask, batches: Iterable[pa.Record
 
 
 def map_batches(
-    frame: DataFrame, kernel: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]], out: pa.Schema
+    frame: DataFrame,
+    kernel: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]],
+    out: pa.Schema,
+    profile: ResourceProfile | None = None,
 ) -> DataFrame:
     """Apply a batch kernel to a narrow DataFrame; the result's schema is checked, because Spark matches by position."""
     from pyspark.sql.pandas.types import from_arrow_schema  # noqa: PLC0415
 
-    return frame.mapInArrow(functools.partial(_checked, kernel, out), from_arrow_schema(out))
+    return frame.mapInArrow(functools.partial(_checked, kernel, out), from_arrow_schema(out), False, profile)
 
 
 def _checked(

@@ -27,7 +27,7 @@ from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.repeats import STAGE, Copies, distinct_pairs, keepers_of, ranked_copies, write_repeats
 
 if TYPE_CHECKING:
-    from refinery.stages.dedup_sentences import SentencesTask
+    from refinery.stages.sentence_repeats import SentencesTask
     from refinery.stages.workspace import Run
 
 MAX_SHOWN = 20

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from refinery.errors import ConfigError, DataError
-from refinery.gpu.kmeans import assign_cells, spherical_kmeans
-from refinery.gpu.neighbours import MARGIN_BFLOAT16, pairs_in_cells
+from refinery.gpu.kmeans import assign_cells, spherical_kmeans, torch_kmeans
+from refinery.gpu.neighbours import MARGIN_BFLOAT16, pairs_in_cells, torch_pairs
 from refinery.kernels.similarity import similar_pairs
 
 _FAISS = pytest.param(
@@ -104,3 +104,37 @@ def test_bad_input_is_refused() -> None:
     vectors[3] = np.nan
     with pytest.raises(DataError, match="vector 3"):
         spherical_kmeans(vectors, 2)
+
+
+@pytest.mark.parametrize("block_rows", [3, 17, 64, 16_384])
+@pytest.mark.parametrize("probes", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_path_of_the_gpu_gives_the_pairs_of_the_reference(block_rows: int, probes: int, dtype) -> None:
+    """On this device: tiles of padded cells, proposals in low precision, verification."""
+    vectors, _ = _clusters(120)
+    cells = assign_cells(vectors, spherical_kmeans(vectors, 7, backend="numpy"), num_probe=probes, device="cpu")
+    expected = similar_pairs(vectors, cells, 0.93)
+    assert len(expected.left) > 50
+    for a, b in zip(torch_pairs(vectors, cells, 0.93, "cpu", dtype, block_rows), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pairs_of_the_path_of_the_gpu_below_zero_and_alone() -> None:
+    vectors = np.array([[1, 0], [-1, 0], [0, 1]], dtype=np.float32)
+    for cells in (np.zeros(3, int), np.arange(3)):
+        expected = similar_pairs(vectors, cells, -0.5)
+        found = torch_pairs(vectors, cells, -0.5, "cpu", torch.float32, 2)
+        assert found.left.tolist() == expected.left.tolist()
+        assert found.right.tolist() == expected.right.tolist()
+    assert torch_pairs(np.empty((0, 2), np.float32), np.empty(0, int), 0.5, "cpu", torch.float32, 2).left.size == 0
+
+
+def test_kmeans_in_torch_finds_clusters_as_the_reference_does() -> None:
+    vectors, _ = _clusters()
+    found = torch_kmeans(torch.from_numpy(vectors), 24, iterations=15, seed=3).numpy()
+    reference = spherical_kmeans(vectors, 24, iterations=15, seed=3, backend="numpy")
+    np.testing.assert_allclose(found, reference, atol=1e-4)
+    again = torch_kmeans(torch.from_numpy(vectors), 24, iterations=15, seed=3).numpy()
+    np.testing.assert_array_equal(found, again)
+    repeated = torch.eye(6).repeat_interleave(5, dim=0)
+    assert len(torch.unique((repeated @ torch_kmeans(repeated, 6, seed=1).T).argmax(dim=1))) == 6

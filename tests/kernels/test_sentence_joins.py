@@ -72,7 +72,15 @@ def test_a_word_that_only_begins_alike_does_not_lean(text: str) -> None:
     assert not sentence_layout(views, sentence_spans(views)).leans.any()
 
 
-@given(st.lists(st.tuples(st.sampled_from(["One.", "But two.", "三。", "但四。"]), st.sampled_from([" ", "\n", "\n\n", "　", ""])), max_size=8), st.data())
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["One.", "But two.", "三。", "但四。"]), st.sampled_from([" ", "\n", "\n\n", "　", ""])
+        ),
+        max_size=8,
+    ),
+    st.data(),
+)
 def test_cuts_are_disjoint_and_what_is_kept_keeps_its_words(pieces, data) -> None:
     text = "".join(a + b for a, b in pieces)
     views = views_of([text, text])

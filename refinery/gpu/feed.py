@@ -1,0 +1,152 @@
+"""Sentences to vectors from Parquet to Parquet: several processes tokenise and feed one device.
+
+One process cannot keep a fast GPU busy: tokenising takes it longer than the model takes. So each worker process opens
+the model on the same device and embeds its own row groups; the device runs what comes. Every row group is embedded by
+itself, so the bytes do not depend on how many processes there were.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refinery.errors import ConfigError, DataError, SchemaError
+from refinery.gpu.embed import Embedder, resolve_device, worker_embedder
+
+VECTOR = "vector"
+MODEL_KEY = b"refinery.model"
+
+
+class EmbedJob(NamedTuple):
+    """What every worker process is told."""
+
+    column: str
+    out: str
+    model: str
+    device: str
+    revision: str | None
+
+
+class FeedCounts(NamedTuple):
+    """What was embedded."""
+
+    sentences: int
+    tokens: int
+    empty: int
+    """Null or empty sentences: left out, counted."""
+
+
+def embed_parquet(inputs: Sequence[str], job: EmbedJob, processes: int = 1) -> FeedCounts:
+    """Embed a text column of Parquet files into ``OUT/part-%08d.parquet``, one file per row group.
+
+    Args:
+        inputs: Parquet files.
+        job: column, output folder, model and device.
+        processes: worker processes that share the device; 1 works in this process.
+    Returns: counts. The files hold ``source`` (file number << 32 | row) and ``vector``, float16 bytes.
+
+    Raises:
+        ConfigError: no input, no such column, no CUDA, no model. DataError: a vector is not finite.
+    """
+    if processes < 1:
+        raise ConfigError(f"--processes {processes} is out of bounds, 1 is the least; 8 feed a large GPU")
+    resolve_device(job.device)
+    tasks = list(_row_groups(inputs, job.column))
+    Path(job.out).mkdir(parents=True, exist_ok=True)
+    if processes == 1:
+        counted = [embed_group(job, *task) for task in tasks]
+    else:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            counted = pool.starmap(embed_group, [(job, *task) for task in tasks], chunksize=1)
+    return FeedCounts(*(int(sum(values)) for values in zip(*counted, strict=True))) if counted else FeedCounts(0, 0, 0)
+
+
+def _row_groups(inputs: Sequence[str], column: str) -> Iterator[tuple[int, int, str, int, int]]:
+    """Yield (number of the output, number of the input, path, row group, first row)."""
+    if not inputs:
+        raise ConfigError("no Parquet file is given; name at least one")
+    number = 0
+    for source, path in enumerate(inputs):
+        if not Path(path).is_file():
+            raise ConfigError(f"{path} does not exist; give Parquet files")
+        try:
+            with pq.ParquetFile(path) as file:
+                names, groups = file.schema_arrow.names, [file.metadata.row_group(g).num_rows for g in
+                                                          range(file.metadata.num_row_groups)]  # fmt: skip
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path} is no readable Parquet ({error}); write it again") from error
+        if column not in names:
+            raise SchemaError(f"{path} has no column {column}; it has {names}")
+        first = 0
+        for group, rows in enumerate(groups):
+            yield number, source, path, group, first
+            number, first = number + 1, first + rows
+
+
+def embed_group(job: EmbedJob, number: int, source: int, path: str, group: int, first: int) -> FeedCounts:
+    """Embed one row group and write one output file; the model stays open for the next."""
+    embedder = worker_embedder(job.model, job.device, job.revision)
+    with pq.ParquetFile(path) as file:
+        texts = file.read_row_group(group, columns=[job.column]).column(0).to_pylist()
+    rows = np.array([i for i, text in enumerate(texts) if text and text.strip()], dtype=np.int64)
+    ids = embedder.token_ids([texts[i] for i in rows.tolist()])
+    vectors = embedder.encode_ids(ids)
+    write_vectors(Path(job.out, f"part-{number:08d}.parquet"), (np.int64(source) << 32) | (first + rows), vectors,
+                  embedder)  # fmt: skip
+    return FeedCounts(len(rows), sum(map(len, ids)), len(texts) - len(rows))
+
+
+def write_vectors(path: Path, ids: np.ndarray, vectors: np.ndarray, embedder: Embedder) -> None:
+    """Write float16 vectors; they do not compress, so they are written as they are."""
+    table = pa.table({"source": ids, VECTOR: vector_column(vectors)})
+    told = {MODEL_KEY: f"{embedder.name} {embedder.num_features}".encode()}
+    pq.write_table(table.replace_schema_metadata(told), path, compression={"source": "zstd", VECTOR: "none"},
+                   use_dictionary=False)  # fmt: skip
+
+
+def vector_column(vectors: np.ndarray) -> pa.Array:
+    """Return rows as a fixed-size list of float16."""
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, max(1, vectors.shape[1]))
+
+
+def read_vectors(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Read vectors that `embed_parquet` wrote.
+
+    Args:
+        paths: Parquet files.
+    Returns: sources, int64, shape (S,), and float32 vectors of unit length, shape (S, F).
+
+    Raises:
+        SchemaError: a column is missing. DataError: files differ in their features or model, or a vector is not finite.
+    """
+    if not paths:
+        raise ConfigError("no Parquet file is given; name at least one")
+    sources, rows, models = [], [], set()
+    for path in paths:
+        table: Any = pq.read_table(path)
+        missing = [name for name in ("source", VECTOR) if name not in table.column_names]
+        if missing:
+            raise SchemaError(f"{path} lacks columns {missing}; give files that `embed` wrote")
+        column = table.column(VECTOR).combine_chunks()
+        flat = np.asarray(column.flatten(), dtype=np.float32)
+        sources.append(table.column("source").to_numpy())
+        rows.append(flat.reshape(-1, column.type.list_size))
+        models.add((table.schema.metadata or {}).get(MODEL_KEY, b"").decode())
+    widths = {block.shape[1] for block in rows}
+    if len(widths) > 1 or len(models) > 1:
+        raise DataError(
+            f"vectors of {sorted(widths)} features by models {sorted(models)} make no index; embed all with one model"
+        )
+    vectors = np.concatenate(rows)
+    norms = np.sqrt(np.einsum("sf,sf->s", vectors, vectors, dtype=np.float64))
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-3))
+    if len(bad):
+        raise DataError(f"{len(bad)} vectors are not finite or zero, the first is row {bad[0]}; embed them again")
+    return np.concatenate(sources), (vectors / norms[:, None]).astype(np.float32)
