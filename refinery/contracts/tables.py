@@ -119,7 +119,7 @@ LAYOUT = _schema(
     ("hash", pa.int64(), False),
     ("words", pa.int32(), False),
     ("space", pa.int32(), False),
-    ("newlines", pa.int8(), False),
+    ("newlines", pa.int32(), False),
     ("leans", pa.bool_(), False),
 )
 

@@ -177,7 +177,7 @@ def read_layout(workdir: str, part: int) -> PartLayout:
         SentenceSpans(offsets.astype(np.int64), columns["start"], columns["end"]),
         columns["hash"].view(np.uint64),
         columns["words"],
-        SentenceLayout(columns["space"], columns["newlines"], leans),
+        SentenceLayout(columns["space"], columns["newlines"].astype(np.int8), leans),
     )
 
 
