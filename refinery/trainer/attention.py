@@ -36,6 +36,12 @@ class AttentionPlan:
     """int32, cumulative document starts over the flattened batch; kind varlen only."""
 
 
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array on the device; to CUDA through pinned memory, because a pageable copy waits for the queue."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def document_positions(segment_lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return position inside the segment and segment number of every token of a flattened batch.
 
@@ -79,11 +85,10 @@ def plan_attention(
         ramp = torch.arange(length, device=device).expand(num_rows, length)
         return AttentionPlan("causal", ramp, None, None)
     positions, numbers = document_positions(segment_lengths)
-    positions_BL = torch.from_numpy(positions.reshape(num_rows, length)).to(device, non_blocking=True)
+    positions_BL = to_device(positions.reshape(num_rows, length), device)
     if device.type == "cuda":
-        cu_docs = torch.from_numpy(document_offsets(segment_lengths)).to(device, non_blocking=True)
-        return AttentionPlan("varlen", positions_BL, None, cu_docs)
-    numbers_BL = torch.from_numpy(numbers.reshape(num_rows, length)).to(device)
+        return AttentionPlan("varlen", positions_BL, None, to_device(document_offsets(segment_lengths), device))
+    numbers_BL = to_device(numbers.reshape(num_rows, length), device)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
     mask = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & causal
     return AttentionPlan("mask", positions_BL, mask[:, None], None)

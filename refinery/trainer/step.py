@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from refinery.trainer.attention import plan_attention
+from refinery.trainer.attention import plan_attention, to_device
 from refinery.trainer.data import StepRows
 from refinery.trainer.loss import IGNORE, LossSums
 from refinery.trainer.optim import clip_gradients, gradient_norm, set_learning_rate
@@ -28,17 +28,16 @@ def train_step(run: Run, rows: StepRows) -> StepResult:
     for start in range(0, len(local.tokens), config.micro_batch_rows):
         part = local.rows(start, start + config.micro_batch_rows)
         sync_gradients(run.model, enabled=start + config.micro_batch_rows >= len(local.tokens))
-        labels = torch.from_numpy(part.labels).to(ranks.device, non_blocking=True)
+        labels = to_device(part.labels, ranks.device)
         plan = plan_attention(part.segments.seg_len, len(labels), length, ranks.device, doc_mask=config.doc_mask)
-        tokens = torch.from_numpy(part.tokens).to(ranks.device, non_blocking=True)
-        out: LossSums = run.model(tokens, plan, labels, config.z_loss)
+        out: LossSums = run.model(to_device(part.tokens, ranks.device), plan, labels, config.z_loss)
         # FSDP averages over ranks, so the global mean needs the factor world_size
         (out.total * (ranks.world_size / max(1.0, num_targets))).backward()
         row_sums = torch.stack((
             out.nll.view(labels.shape).double().sum(1), (labels != IGNORE).sum(1).double(),
             torch.full((len(labels),), float(length), dtype=torch.float64, device=ranks.device)), dim=1)
         local_rows.append(row_sums)
-        sums_S2.index_add_(0, torch.from_numpy(part.streams).to(ranks.device), row_sums)
+        sums_S2.index_add_(0, to_device(part.streams, ranks.device), row_sums)
     norm_tensor = gradient_norm(run.model)
     norm = float(norm_tensor)
     table = ranks.sum(sums_S2).tolist()
