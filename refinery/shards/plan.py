@@ -231,7 +231,19 @@ def load_plan(path: Path) -> MixPlan:
     Raises: IntegrityError: missing, not a plan of this version, or edited (its hash does not match).
     """
     try:
-        document = orjson.loads(path.read_bytes())
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path}: no such plan: make one with `refinery remix`") from error
+    return parse_plan(raw, str(path))
+
+
+def parse_plan(raw: bytes, path: str) -> MixPlan:
+    """Read the bytes of a plan file; `path` names it in errors.
+
+    Raises: IntegrityError: not a plan of this version, or edited (its hash does not match).
+    """
+    try:
+        document = orjson.loads(raw)
         if document["format"] != PLAN_FORMAT or document["version"] != PLAN_VERSION:
             raise IntegrityError(f"{path}: {document['format']} version {document['version']} is not read by this code")
         stages = tuple(
@@ -245,8 +257,6 @@ def load_plan(path: Path) -> MixPlan:
             order_version=document["order_version"],
             stages=stages,
         )
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{path}: no such plan: make one with `refinery remix`") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{path}: not a mix plan of version {PLAN_VERSION}: {error!r}") from error
     if plan_bytes(plan) != canonical_json(document) + b"\n":

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from refinery.errors import ConfigError, IntegrityError
+from refinery.shards.files import LocalFiles, ShardFiles
 from refinery.shards.format import SEG_HEADER, Segments, decode_seg_header, next_token_labels, token_dtype
 from refinery.shards.manifest import PartEntry, ShardManifest, Stream
 from refinery.shards.order import RowRefs, rows_for, slot_permutation
@@ -55,6 +54,7 @@ class ShardReader:
         manifest: ShardManifest,
         max_open_files: int = MAX_OPEN_FILES,
         locate: Callable[[str], Path] | None = None,
+        files: ShardFiles | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -63,14 +63,11 @@ class ShardReader:
             manifest: from `load_manifest`.
             max_open_files: handles kept open; the least recently used one is closed.
             locate: turns a path relative to the manifest into a local file; for data that lies elsewhere.
+            files: where bytes come from instead; `remote.open_remote` gives those of an object store.
         """
-        if max_open_files < 1:
-            raise ConfigError(f"max_open_files {max_open_files} must be at least 1")
         self.manifest = manifest
         self.dtype = token_dtype(manifest.tokenizer.vocab_size)
-        self._locate = locate or (lambda relative: root / relative)
-        self._max_open_files = max_open_files
-        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._files = files or LocalFiles(locate or (lambda relative: root / relative), max_open_files)
         self._seg_sizes: dict[str, tuple[int, int]] = {}
         self._first_rows = [np.array([part.first_row for part in stream.parts]) for stream in manifest.streams]
         self._lock = threading.RLock()
@@ -86,8 +83,7 @@ class ShardReader:
     def close(self) -> None:
         """Close all file handles; the next read opens them again."""
         with self._lock:
-            while self._handles:
-                os.close(self._handles.popitem()[1])
+            self._files.close()
 
     def stream_index(self, name: str) -> int:
         """Return the index of a stream by name. Raises: ConfigError: there is none."""
@@ -193,51 +189,35 @@ class ShardReader:
         for i, count in enumerate(np.diff(begins).tolist()):
             yield stream.parts[part[i]], first[i], slot[i], count
 
-    def _handle(self, relative: str) -> int:
-        handle = self._handles.get(relative)
-        if handle is not None:
-            self._handles.move_to_end(relative)
-            return handle
-        while len(self._handles) >= self._max_open_files:
-            os.close(self._handles.popitem(last=False)[1])
-        try:
-            handle = os.open(self._locate(relative), os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise IntegrityError(
-                f"{relative}: missing, but listed in the manifest: restore it or pack again"
-            ) from error
-        self._handles[relative] = handle
-        return handle
-
     def _read_exactly(self, relative: str, offset: int, target: memoryview) -> None:
-        handle = self._handle(relative)
-        done = 0
-        while done < len(target):
-            count = os.preadv(handle, [target[done:]], offset + done)
-            if count == 0:
-                raise IntegrityError(
-                    f"{relative}: ends at byte {offset + done}, {len(target) - done} bytes too early: "
-                    "truncated; restore it or pack again"
-                )
-            done += count
+        done = self._files.read_into(relative, offset, target)
+        if done < len(target):
+            raise IntegrityError(
+                f"{relative}: ends at byte {offset + done}, {len(target) - done} bytes too early: "
+                "truncated; restore it or pack again"
+            )
+
+    def _read(self, relative: str, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes."""
+        buffer = bytearray(size)
+        return bytes(buffer[: self._files.read_into(relative, offset, memoryview(buffer))])
 
     def _read_segments(self, part: PartEntry, first: int, count: int) -> tuple[bytes, bytes, bytes, bytes]:
         """Read row_ptr, doc_hash, seg_len and flags of rows that follow each other."""
         relative = part.path + ".seg"
-        handle = self._handle(relative)
         if relative not in self._seg_sizes:
-            self._seg_sizes[relative] = decode_seg_header(os.pread(handle, SEG_HEADER.size, 0), relative)
+            self._seg_sizes[relative] = decode_seg_header(self._read(relative, 0, SEG_HEADER.size), relative)
         num_rows, num_segments = self._seg_sizes[relative]
         if num_rows != part.rows:
             raise IntegrityError(f"{relative}: {num_rows} rows, the manifest says {part.rows}: pack again")
-        row_ptr = os.pread(handle, 8 * (count + 1), SEG_HEADER.size + 8 * first)
+        row_ptr = self._read(relative, SEG_HEADER.size + 8 * first, 8 * (count + 1))
         begin, end = int.from_bytes(row_ptr[:8], "little"), int.from_bytes(row_ptr[-8:], "little")
         if len(row_ptr) != 8 * (count + 1) or not 0 <= begin <= end <= num_segments:
             raise IntegrityError(f"{relative}: row {first} points at segment {begin} of {num_segments}: pack again")
         size, hashes = end - begin, SEG_HEADER.size + 8 * (num_rows + 1)
-        doc_hash = os.pread(handle, 8 * size, hashes + 8 * begin)
-        seg_len = os.pread(handle, 4 * size, hashes + 8 * num_segments + 4 * begin)
-        flags = os.pread(handle, size, hashes + 12 * num_segments + begin)
+        doc_hash = self._read(relative, hashes + 8 * begin, 8 * size)
+        seg_len = self._read(relative, hashes + 8 * num_segments + 4 * begin, 4 * size)
+        flags = self._read(relative, hashes + 12 * num_segments + begin, size)
         if len(doc_hash) + len(seg_len) + len(flags) != 13 * size:
             raise IntegrityError(f"{relative}: ends inside row {first}: truncated; restore it or pack again")
         return row_ptr, doc_hash, seg_len, flags

@@ -48,7 +48,7 @@ def test_rows_and_segments_equal_the_files(shared_dataset, max_open_files):
                     s = segments.row(i)
                     got = (segments.doc_hash[s].tolist(), segments.seg_len[s].tolist(), segments.flags[s].tolist())
                     assert got == documents[row]
-        assert len(reader._handles) <= max_open_files
+        assert len(reader._files._handles) <= max_open_files
 
 
 def test_kept_documents_come_back_whole(shared_dataset):
