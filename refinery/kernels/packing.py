@@ -12,7 +12,9 @@ opens rows from the longest piece to the shortest, so without that last step a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from refinery.kernels.packing_fit import (
     PADDING,
     best_fit,
     best_fit_crop,
+    copy_segments,
     copy_tokens,
     counting_sort,
     place,
@@ -161,6 +164,54 @@ def write_rows(
     return out
 
 
+class TokenChunks(NamedTuple):
+    """Documents in several arrays, as Arrow delivers them: nothing is put together first, so nothing is held twice."""
+
+    tokens: Sequence[np.ndarray]
+    """Token ids of each chunk, one dimension."""
+    chunk: np.ndarray
+    """int64, shape (D,): chunk of the document."""
+    first: np.ndarray
+    """int64, shape (D,): its first token inside the chunk."""
+
+
+def write_row_range(plan: PackPlan, rows: range, documents: TokenChunks, pad_id: int, out: np.ndarray) -> None:
+    """Copy the tokens of some rows.
+
+    Args:
+        plan: from `plan_rows` over the same documents.
+        rows: rows of the plan that follow each other.
+        documents: where each document lies.
+        pad_id: id that fills the padding.
+        out: shape (len(rows), L), C-contiguous, dtype of the tokens.
+    """
+    begin, end = int(plan.row_ptr[rows.start]), int(plan.row_ptr[rows.stop])
+    doc = plan.doc[begin:end]
+    real = np.flatnonzero(doc >= 0)
+    doc = doc[real]
+    row = np.repeat(np.arange(len(rows), dtype=np.int64), np.diff(plan.row_ptr[rows.start : rows.stop + 1]))[real]
+    target = row * plan.sequence_length + plan.position[begin:end][real]
+    source = documents.first[doc] + plan.start[begin:end][real]
+    length = plan.length[begin:end][real]
+    chunk = documents.chunk[doc]
+    flat = out.reshape(-1)
+    flat[:] = pad_id
+    for number in np.unique(chunk):
+        mine = np.flatnonzero(chunk == number)
+        copy_segments(target[mine], source[mine], length[mine], documents.tokens[number], flat)
+
+
+def row_range_bytes(
+    plan: PackPlan, rows: range, tokens: np.ndarray, token_bytes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `row_bytes` returns, of some rows: `tokens` has shape (len(rows), L), `token_bytes` is int32."""
+    begin, end = int(plan.row_ptr[rows.start]), int(plan.row_ptr[rows.stop])
+    pointers = plan.row_ptr[rows.start : rows.stop + 1] - begin
+    utf8_bytes, loss_bytes = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    sum_bytes(pointers, plan.length[begin:end], plan.flags[begin:end], tokens, token_bytes, utf8_bytes, loss_bytes)
+    return utf8_bytes, loss_bytes
+
+
 def row_bytes(plan: PackPlan, rows: np.ndarray, token_bytes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum the UTF-8 bytes behind the tokens of every row.
 
@@ -171,10 +222,7 @@ def row_bytes(plan: PackPlan, rows: np.ndarray, token_bytes: np.ndarray) -> tupl
     Returns: (utf8_bytes, loss_bytes), int64, shape (R,): bytes of all document tokens, and of those that are
         predicted (all but the first of each segment), the denominator of bits per byte.
     """
-    utf8_bytes = np.zeros(plan.num_rows, dtype=np.int64)
-    loss_bytes = np.zeros(plan.num_rows, dtype=np.int64)
-    sum_bytes(plan.row_ptr, plan.length, plan.flags, rows, token_bytes.astype(np.int32), utf8_bytes, loss_bytes)
-    return utf8_bytes, loss_bytes
+    return row_range_bytes(plan, range(plan.num_rows), rows, token_bytes.astype(np.int32))
 
 
 def unpack_rows(plan: PackPlan, rows: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

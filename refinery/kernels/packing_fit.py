@@ -256,6 +256,16 @@ def copy_tokens(  # noqa: PLR0913, PLR0917 - numba takes arrays, not a record of
 
 
 @numba.njit(cache=True, nogil=True)
+def copy_segments(
+    target: np.ndarray, source: np.ndarray, length: np.ndarray, tokens: np.ndarray, out: np.ndarray
+) -> None:
+    """Copy runs of tokens: ``out[target[i] + j] = tokens[source[i] + j]`` for j below ``length[i]``."""
+    for i in range(len(target)):
+        for j in range(length[i]):
+            out[target[i] + j] = tokens[source[i] + j]
+
+
+@numba.njit(cache=True, nogil=True)
 def sum_bytes(
     row_ptr: np.ndarray,
     length: np.ndarray,

@@ -24,12 +24,11 @@ from refinery.errors import ConfigError, DataError, IntegrityError
 from refinery.hashing import key_prefix_uint64, keyed_uint64
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.kernels.packing import plan_rows, row_bytes, write_rows
-from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.shards.card import CARD_NAME, card_text, card_values, facts_of
-from refinery.shards.format import Segments
 from refinery.shards.manifest import (
+    CHECKSUM_NAME,
+    MANIFEST_NAME,
     FileHash,
     LineageStage,
     PackingInfo,
@@ -41,8 +40,9 @@ from refinery.shards.manifest import (
 )
 from refinery.shards.plan import MixPlan, plan_bytes
 from refinery.shards.verify import verify_dataset
-from refinery.shards.writer import ShardSpec, write_manifest, write_shard
+from refinery.shards.writer import ShardSpec, lock_folder, sweep_temporary, write_manifest
 from refinery.stages.origin import card_facts
+from refinery.stages.pack_part import pack_part
 from refinery.stages.part_tasks import apply_groups, map_parts
 from refinery.stages.row_plan import new_plan, realised_facts
 from refinery.stages.workspace import Run, commit_stage, git_commit, need_stage, stage_fingerprint, up_to_date
@@ -101,21 +101,11 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None and _stands(recipe.workdir, done):
         return done
-    task = _task(recipe, mix, tokens, fingerprint)
-    if force:
-        task = replace(task, done=frozenset())
-    parts = sorted(mix.part_hashes("selection"))
-    rows = map_parts(run_.spark, parts, functools.partial(selected_rows, task), _ROWS)
-    apply_groups(rows, ["shard"], functools.partial(pack_shard, task))
-    entries = _entries(task)
-    manifest = _shard_manifest(recipe, mix, task, entries)
-    write_manifest(task.folder, manifest)
-    plan = _mix_plan(recipe, mix, manifest)
-    storage.write_atomic(str(task.folder / "plan" / f"{PLAN_NAME}.json"), plan_bytes(plan))
-    facts = _facts(manifest, plan)
-    card = replace(facts_of(manifest), plan=facts["domains"])
-    storage.write_atomic(str(task.folder / CARD_NAME), card_text(manifest, card).encode())
-    verify_dataset(task.folder, "sample")
+    with lock_folder(shards_folder(recipe.workdir)):
+        task = _task(recipe, mix, tokens, fingerprint)
+        if force:
+            task = replace(task, done=frozenset())
+        facts = _write_dataset(run_, task, mix)
     stage = StageManifest(
         stage=NAME,
         fingerprint=fingerprint,
@@ -127,6 +117,47 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         facts=facts,
     )
     return commit_stage(run_, stage, started)
+
+
+def _write_dataset(run_: Run, task: PackTask, mix: StageManifest) -> dict[str, Any]:
+    """Write parts, manifest, plan and card; return the stage's facts.
+
+    The manifest that stands is taken away before any part changes: a run that dies in between leaves a data set that
+    says it is unfinished, never one whose manifest names other bytes. Parts that no manifest lists any more go last.
+    """
+    sweep_temporary(task.folder)
+    if set(_shard_names(task)) - task.done:
+        for name in (MANIFEST_NAME, CHECKSUM_NAME):
+            (task.folder / name).unlink(missing_ok=True)
+        parts = sorted(mix.part_hashes("selection"))
+        rows = map_parts(run_.spark, parts, functools.partial(selected_rows, task), _ROWS)
+        apply_groups(rows, ["shard"], functools.partial(pack_shard, task))
+    entries = _entries(task)
+    manifest = _shard_manifest(run_.recipe, mix, task, entries)
+    write_manifest(task.folder, manifest)
+    plan = _mix_plan(run_.recipe, mix, manifest)
+    storage.write_atomic(str(task.folder / "plan" / f"{PLAN_NAME}.json"), plan_bytes(plan))
+    facts = {**_facts(manifest, plan), "concat_rows": sum(body["concat_rows"] for body in entries.values())}
+    card = replace(facts_of(manifest), plan=facts["domains"])
+    storage.write_atomic(str(task.folder / CARD_NAME), card_text(manifest, card).encode())
+    _remove_unlisted(task.folder, manifest)
+    verify_dataset(task.folder, "sample")
+    return facts
+
+
+def _remove_unlisted(folder: Path, manifest: ShardManifest) -> None:
+    """Remove parts of an earlier data set that this one does not list."""
+    listed = {part.path + suffix for stream in manifest.streams for part in stream.parts for suffix in part.files}
+    listed |= {_entry_path(part.path) for stream in manifest.streams for part in stream.parts}
+    for pattern in ("*/*/*/*/*/part-*", "*/*/*/*/*/.part-*.entry.json"):
+        for path in sorted(folder.glob(pattern)):
+            if str(path.relative_to(folder)) not in listed:
+                path.unlink()
+
+
+def _entry_path(shard: str) -> str:
+    stream, _, name = shard.rpartition("/")
+    return f"{stream}/.{name}.entry.json"
 
 
 def _stands(workdir: str, done: StageManifest) -> bool:
@@ -184,33 +215,24 @@ def pack_shard(task: PackTask, table: pa.Table) -> dict[str, Any]:
     shard = table.column("shard")[0].as_py()
     stream, _, name = shard.rpartition("/")
     encoder = open_encoder(task.tokenizer, task.tokenizer_sha256)
-    table = table.sort_by("doc_key")
-    views = text_views(table.column("ids"))
-    dtype = encoder.dtype
-    ids = np.frombuffer(views.data, dtype=dtype.newbyteorder("<"))
-    offsets = views.offsets // dtype.itemsize
     doc_hash = key_prefix_uint64(table.column("doc_key").to_pylist())
-    plan = plan_rows(np.diff(offsets), doc_hash, task.settings["sequence_length"], task.settings["policy"])
     eos, pad = _special_ids(encoder.info)
-    rows = write_rows(plan, offsets, ids, pad)
-    hashes = np.where(plan.doc >= 0, doc_hash[np.maximum(plan.doc, 0)], np.uint64(0)).astype(np.uint64)
-    segments = Segments(row_ptr=plan.row_ptr, doc_hash=hashes, seg_len=plan.length, flags=plan.flags)
     spec = ShardSpec(
         sequence_length=task.settings["sequence_length"],
         vocab_size=encoder.info.vocab_size,
         eos_id=eos,
         pad_id=pad,
     )
-    entry = write_shard(
-        task.folder / stream, name, rows, segments, row_bytes(plan, rows, token_bytes(task.tokenizer)), spec
-    )
+    target, policy = (task.folder / stream, name), task.settings["policy"]
+    part = pack_part(target, table.column("ids"), doc_hash, token_bytes(task.tokenizer), spec, policy)
     body = {
         "fingerprint": fingerprint_of(task.upstream, shard),
-        "entry": asdict(entry),
-        "documents_cut": plan.num_docs_cut,
-        "dropped_tokens": plan.dropped_tokens,
+        "entry": asdict(part.entry),
+        "documents_cut": part.documents_cut,
+        "dropped_tokens": part.dropped_tokens,
+        "concat_rows": part.concat_rows,
     }
-    storage.write_atomic(str(task.folder / stream / f".{name}.entry.json"), json.dumps(body).encode())
+    storage.write_atomic(str(task.folder / _entry_path(shard)), json.dumps(body).encode())
     return {"shard": shard}
 
 
@@ -229,7 +251,7 @@ def _special_ids(info: Any) -> tuple[int, int]:
 def read_entry(task: PackTask, shard: str) -> dict[str, Any] | None:
     """Return what `pack_shard` recorded of a shard; None if it was made of something else or a file is not whole."""
     stream, _, name = shard.rpartition("/")
-    path = task.folder / stream / f".{name}.entry.json"
+    path = task.folder / _entry_path(shard)
     if not path.is_file():
         return None
     try:

@@ -135,3 +135,23 @@ def test_second_writer_on_a_folder_is_refused(tmp_path):
         pass
     with writer.lock_folder(tmp_path):
         pass
+
+
+def test_blocks_that_are_too_few_or_too_many_leave_no_file(tmp_path):
+    rows, segments, (utf8, loss) = _part()
+    for blocks in ([(rows[:-1], utf8[:-1], loss[:-1])], [(rows, utf8, loss), (rows[:1], utf8[:1], loss[:1])], []):
+        with pytest.raises(SchemaError, match="due"):
+            writer.write_blocks(tmp_path, "p", blocks, segments, datasets.SPEC)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_rows_are_made_leaves_no_file(tmp_path):
+    rows, segments, (utf8, loss) = _part()
+
+    def blocks():
+        yield rows[:1], utf8[:1], loss[:1]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.write_blocks(tmp_path, "p", blocks(), segments, datasets.SPEC)
+    assert list(tmp_path.iterdir()) == []
