@@ -248,14 +248,19 @@ def explain(recipe: RecipePath, doc_key: str, json_: AsJson = False) -> None:
 
 @app.command()
 def verify(
-    manifest: Annotated[Path, typer.Argument(help="shard manifest, or the folder that holds it")],
+    manifest: Annotated[Path, typer.Argument(help="shard manifest, its folder, or a foreign .bin, .idx or prefix")],
     full: Annotated[bool, typer.Option("--full", help="hash every byte")] = False,
     level: Annotated[str, typer.Option(help="start, sample, full or audit")] = "sample",
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer that will be used with the shards")] = None,
     json_: AsJson = False,
 ) -> None:
     """Check shards against their manifest; refuse any that does not match (exit code 4)."""
-    from refinery.shards.verify import verify_dataset  # noqa: PLC0415
+    from refinery.shards.verify import check_foreign, is_foreign, verify_dataset  # noqa: PLC0415
+
+    if is_foreign(manifest):
+        pair = check_foreign(manifest)
+        _show(pair, json_, f"sound: {pair['sequences']:,} sequences, {pair['tokens']:,} tokens of {pair['dtype']}")
+        return
 
     encode = None
     if tokenizer is not None:

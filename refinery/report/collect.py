@@ -28,6 +28,7 @@ from refinery.report.facts import (
     Timing,
     Training,
 )
+from refinery.stages.mix_plan import mix_lines
 from refinery.stages.workspace import load_stage
 
 DIMENSIONS = ("source", "domain", "role", "lang", "split")
@@ -212,6 +213,7 @@ def _mix(manifests: Mapping[str, StageManifest]) -> Mix | None:
         sums[0] += stream["loss_tokens"]
         sums[1] += stream["rows"]
         sums[2] += packed_rows.get(stream["stream"], 0)
+    domains = manifests["pack"].facts.get("domains", {}) if "pack" in manifests else {}
     planned_total = sum(s["tokens"] for s in facts["streams"]) or 1
     written_total = sum(sums[0] for sums in written.values())
     rows = []
@@ -232,10 +234,12 @@ def _mix(manifests: Mapping[str, StageManifest]) -> Mix | None:
                 int(sums[0]) if written_total else None,
                 unique,
                 epochs,
+                domains.get(name, {}).get("first_repeat_row"),
             )
         )
     rows.sort(key=lambda row: (-row.asked_frac, row.name))
-    return Mix(facts["budget_tokens"], len(facts["phases"]), rows, facts.get("natural_shares", {}), realised)
+    notes = mix_lines(facts) if "share_caps" in facts else []
+    return Mix(facts["budget_tokens"], len(facts["phases"]), rows, facts.get("natural_shares", {}), realised, notes)
 
 
 def _packing(manifests: Mapping[str, StageManifest]) -> Packing | None:
@@ -250,6 +254,7 @@ def _packing(manifests: Mapping[str, StageManifest]) -> Packing | None:
         dropped_tokens=manifest.facts["dropped_tokens"],
         content_hash=manifest.facts["shard_content_hash"],
         streams=[PackedStream(*(s[c] for c in columns)) for s in manifest.facts["streams"]],
+        concat_rows=manifest.facts.get("concat_rows"),
     )
 
 

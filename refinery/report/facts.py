@@ -100,6 +100,8 @@ class MixRow:
     unique_tokens: int
     epochs: float
     """Epochs over what was packed where known, else over all unique tokens."""
+    first_repeat_row: int | None = None
+    """Row of the plan at which a stream of it begins again, -1 if none does; null before packing."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Mix:
     natural_fracs: Mapping[str, float]
     streams: Sequence[Mapping[str, Any]]
     """As the pack stage realised them, one per train stream."""
+    notes: Sequence[str] = ()
+    """Natural shares beside a proposed one, caps on shares with their reasons, what late epochs are worth."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class Packing:
     dropped_tokens: int
     content_hash: str
     streams: Sequence[PackedStream]
+    concat_rows: int | None = None
+    """Rows that cutting one stream of tokens anywhere would need."""
 
     @property
     def total(self) -> PackedStream:

@@ -130,6 +130,29 @@ def verify_foreign(prefix: Path) -> list[Finding]:
     return findings
 
 
+def is_foreign(path: Path) -> bool:
+    """Say whether a path names a Megatron pair (``.bin``, ``.idx`` or their common prefix) and no data set of ours."""
+    return path.suffix in (".bin", ".idx") or (not path.exists() and _foreign_prefix(path, ".idx").exists())
+
+
+def check_foreign(path: Path) -> dict[str, int | str]:
+    """Check a Megatron pair by any of its names, and return what it holds.
+
+    Raises: IntegrityError: what contradicts what.
+    """
+    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    findings = verify_foreign(prefix)
+    if findings:
+        raise IntegrityError(f"{prefix}: " + "; ".join(str(finding) for finding in findings) + ": write it again")
+    dtype, lengths, _, documents = decode_idx(_foreign_prefix(prefix, ".idx").read_bytes(), prefix.name)
+    tokens = int(lengths.sum(dtype=np.int64))
+    return {"sequences": len(lengths), "documents": len(documents) - 1, "tokens": tokens, "dtype": dtype.name}
+
+
+def _foreign_prefix(prefix: Path, suffix: str) -> Path:
+    return prefix.with_name(prefix.name + suffix)
+
+
 def _checksum_problems(root: Path) -> list[Finding]:
     try:
         stated = (root / CHECKSUM_NAME).read_text().split()[:1]

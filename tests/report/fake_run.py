@@ -279,6 +279,9 @@ def mix(workdir: Path) -> None:
         "natural_shares": {"web": 0.95, "law": 0.05},
         "phases": [{"share": 1.0, "streams": {}}],
         "streams": streams,
+        "domain_heavy": [],
+        "share_caps": [{"domain": "law", "share": 0.3, "cap": 0.5, "reason": "it is <law>"}],
+        "epoch_values": {str(n): 0.5 for n in range(5, 17)},
     }
     decide(workdir, "mix", reasons, {"selection": (SELECTION, chosen)}, facts=facts)
 

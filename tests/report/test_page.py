@@ -111,6 +111,11 @@ def test_page_speaks_in_sentences_with_the_run_numbers(page):
     assert "law is read 5.0 times" in page.text
 
 
+def test_caps_on_shares_stand_with_their_reasons(page, html):
+    assert "law has 30.00%, at most 50%: it is <law>." in page.text
+    assert "it is <law>" not in html
+
+
 def test_a_removed_duplicate_stands_beside_its_twin(html):
     assert "<del>changed</del><ins>as it was</ins>" in html
     assert "Jaccard 0.812" in html

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from refinery.cli import app
 from refinery.errors import ConfigError, IntegrityError
 from refinery.shards import verify
 from refinery.shards.verify import LEVELS, find_problems, verify_dataset
@@ -128,3 +132,23 @@ def test_foreign_index_pairs_are_checked(own_dataset):
     assert "header" in verify.verify_foreign(prefix)[0].problem
     index.unlink()
     assert verify.verify_foreign(prefix)[0].problem == "missing"
+
+
+def test_the_command_takes_foreign_pairs_by_any_of_their_names(own_dataset, tmp_path_factory):
+    root, manifest = own_dataset
+    part = manifest.streams[0].parts[0]
+    prefix = tmp_path_factory.mktemp("foreign") / "their.data"
+    for suffix in (".bin", ".idx"):
+        (prefix.parent / (prefix.name + suffix)).write_bytes((root / (part.path + suffix)).read_bytes())
+    for name in ("their.data", "their.data.bin", "their.data.idx"):
+        said = CliRunner().invoke(app, ["verify", str(prefix.parent / name), "--json"])
+        assert json.loads(said.output) == {
+            "sequences": part.rows, "documents": part.rows, "tokens": part.rows * datasets.L, "dtype": "uint16",
+        }  # fmt: skip
+    body = prefix.parent / "their.data.bin"
+    body.write_bytes(body.read_bytes()[:-2])
+    with pytest.raises(IntegrityError, match="the index promises"):
+        CliRunner().invoke(app, ["verify", str(body)], catch_exceptions=False)
+    body.unlink()
+    with pytest.raises(IntegrityError, match="missing"):
+        CliRunner().invoke(app, ["verify", str(prefix)], catch_exceptions=False)
