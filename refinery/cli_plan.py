@@ -7,36 +7,24 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refinery.cli_budget import plan_budget
 from refinery.errors import ConfigError, SchemaError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from refinery.scaling.cpt import CptFit
+    from refinery.scaling.cpt import CptFit, CptIntervals
     from refinery.scaling.parametric import Fit, Intervals
 
-plan_app = typer.Typer(help="Fit loss laws to runs, and plan the next run from one.", no_args_is_help=True)
+plan_app = typer.Typer(help="Plan a training run from a budget; fit loss laws to runs.", no_args_is_help=True)
+plan_app.callback(invoke_without_command=True)(plan_budget)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")]
 
-FORMAT = "refinery.fit"
-_RANGES: Mapping[str, tuple[float, float]] = {"params_range": (57e6, 16.2e9), "tokens_range": (8.2e8, 3.2e11)}
-"""Of the 240 runs extracted from Chinchilla's figure (2404.10102), rounded."""
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "hoffmann": {
-        **{"A": 406.40, "B": 410.72, "E": 1.6934, "alpha": 0.33917084, "beta": 0.2849083, "num_runs": 240},
-        "source": "Hoffmann et al. 2203.15556, the paper's own fit; 2404.10102 shows that it is biased",
-    },
-    "besiroglu": {
-        **{"A": 482.01, "B": 2085.43, "E": 1.82, "alpha": 0.3478, "beta": 0.3658, "num_runs": 240},
-        "source": "Besiroglu et al. 2404.10102, refit of Chinchilla's runs",
-    },
-}
 _COLUMNS = {
     "params": ("params", "num_params", "N", "Model Size"),
     "tokens": ("tokens", "num_tokens", "D", "Training Tokens"),
@@ -55,22 +43,41 @@ def plan_fit(  # noqa: PLR0913, PLR0917 - typer reads a command's options from i
     points: Annotated[str, typer.Option(help="final or all points of run records")] = "final",
     drop_highest: Annotated[int, typer.Option(min=0, help="leave out this many runs of highest loss")] = 0,
     bootstraps: Annotated[int, typer.Option(min=0, help="resamples for the intervals; 0 for none")] = 200,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write the fit to, for `plan optimal --fit`")] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="fit from scratch to freeze E, A, alpha of; the runs are continual then")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write the fit to, for `plan --fit`")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page to write, with fit and residuals drawn")] = None,
     json_: AsJson = False,
 ) -> None:
-    """Fit L = E + A / N^alpha + B / D^beta to runs; print the parameters with 95 % intervals."""
+    """Fit a loss law to runs, from scratch or (--scratch) continued; print the parameters with 95 % intervals."""
+    from refinery.scaling.cpt import CptFit, bootstrap_cpt, fit_cpt  # noqa: PLC0415
+    from refinery.scaling.fit_file import fit_json, read_law  # noqa: PLC0415
     from refinery.scaling.parametric import bootstrap, fit  # noqa: PLC0415
 
     params, tokens, loss = _read_table(inputs, stream, unit, points)
     keep = sorted(range(len(loss)), key=lambda i: (loss[i], i))[: len(loss) - drop_highest]
     keep = sorted(keep)
     runs = (params[keep], tokens[keep], loss[keep])
-    law = fit(*runs)
-    intervals = bootstrap(law, *runs, num_samples=bootstraps) if bootstraps else None
-    body = _fit_json(law, intervals, unit, [str(path) for path in inputs])
+    law: Fit | CptFit
+    intervals: Intervals | CptIntervals | None
+    if scratch is None:
+        law, form = fit(*runs), "L = E + A / N^alpha + B / D^beta"
+        intervals = bootstrap(law, *runs, num_samples=bootstraps) if bootstraps else None
+    else:
+        before = read_law(scratch).fit
+        if isinstance(before, CptFit):
+            raise ConfigError(f"--scratch {scratch} is a law of continual pretraining; give the fit from scratch")
+        law, form = fit_cpt(before, *runs), "L = E + A / N^alpha + B / (D^beta N^gamma), E, A, alpha from scratch"
+        intervals = bootstrap_cpt(law, *runs, num_samples=bootstraps) if bootstraps else None
+    body = fit_json(law, intervals, unit, [str(path) for path in inputs])
     if out is not None:
         out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    lines = [f"L = E + A / N^alpha + B / D^beta over {law.num_runs} runs, {unit}"]
+    if page is not None:
+        from refinery.report.fit_page import write_fit_page  # noqa: PLC0415
+
+        write_fit_page(page, law, body, runs)
+    lines = [f"{form} over {law.num_runs} runs, {unit}"]
     for name, value in body["law"].items():
         low, high = body["intervals_95"].get(name, (None, None))
         lines.append(f"  {name:<6} {value:>12.5g}" + ("" if low is None else f"   95 %: {low:.5g} to {high:.5g}"))
@@ -92,16 +99,17 @@ def plan_optimal(
     json_: AsJson = False,
 ) -> None:
     """Say how large a model and how many tokens: for a compute budget, for a size, or for both."""
+    from refinery.scaling.fit_file import published_law, read_law  # noqa: PLC0415
     from refinery.scaling.plan import compute_optimal, fixed_size  # noqa: PLC0415
 
-    chosen, source = _read_law(fit_file) if fit_file is not None else _published_law(law)
+    chosen, intervals, source = read_law(fit_file) if fit_file is not None else published_law(law)
     if flops is None and params is None:
         raise ConfigError("plan optimal needs --flops C, --params N or both")
     if flops is not None and params is not None:
-        plan = fixed_size(chosen, flops, params, max_extrapolation=max_extrapolation)
+        plan = fixed_size(chosen, flops, params, intervals=intervals, max_extrapolation=max_extrapolation)
     else:
         budget = _flops_of_size(chosen, params) if flops is None else flops
-        plan = compute_optimal(chosen, budget, max_extrapolation=max_extrapolation)
+        plan = compute_optimal(chosen, budget, intervals=intervals, max_extrapolation=max_extrapolation)
     body = {**dataclasses.asdict(plan), "tokens_per_param": plan.tokens_per_param, "law": source}
     text = (
         f"N = {plan.num_params:.4g} parameters, D = {plan.num_tokens:.4g} tokens ({plan.tokens_per_param:.1f} per "
@@ -117,71 +125,6 @@ def _flops_of_size(law: Fit | CptFit, params: float | None) -> float:
     if params is None or not (math.isfinite(params) and params > 0):
         raise ConfigError(f"--params is {params}, it must be finite and > 0")
     return float(6.0 * (params / law.G) ** (1.0 / law.a))
-
-
-def _fit_json(law: Fit, intervals: Intervals | None, unit: str, inputs: list[str]) -> dict[str, Any]:
-    names = ("A", "B", "E", "alpha", "beta", "a")
-    body: dict[str, Any] = {
-        "format": FORMAT,
-        "version": 1,
-        "law": {name: float(getattr(law, name)) for name in names},
-        "unit": unit,
-        "objective": law.objective,
-        "num_runs": law.num_runs,
-        "params_range": law.params_range,
-        "tokens_range": law.tokens_range,
-        "inputs": inputs,
-        "intervals_95": {},
-        "standard_errors": {},
-    }
-    if intervals is not None:
-        pairs = zip(intervals.low.tolist(), intervals.high.tolist(), strict=True)
-        body["intervals_95"] = dict(zip(intervals.names, map(list, pairs), strict=True))
-        body["standard_errors"] = dict(zip(intervals.names, intervals.standard_errors.tolist(), strict=True))
-    return body
-
-
-def _read_law(path: Path) -> tuple[Fit, str]:
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] != FORMAT:
-            raise SchemaError(f"{path} is {body['format']!r}, not {FORMAT!r}; write it with `refinery plan fit --out`")
-        if body["unit"] != "nats":
-            raise ConfigError(f"{path} was fitted in {body['unit']}; plans are made in nats: fit again with unit nats")
-        ranges = {name: (float(body[name][0]), float(body[name][1])) for name in ("params_range", "tokens_range")}
-        return _as_fit(body["law"], body["num_runs"], ranges), str(path)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; write it with `refinery plan fit --out`") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise SchemaError(f"{path} is no fit ({error!r}); write it with `refinery plan fit RUNS --out FILE`") from error
-
-
-def _published_law(name: str) -> tuple[Fit | CptFit, str]:
-    from refinery.scaling.cpt import PUBLISHED_CPT, PUBLISHED_SCRATCH  # noqa: PLC0415
-
-    if name == "scratch-2407":
-        return PUBLISHED_SCRATCH, "2407.02118, from scratch (rounded parameters)"
-    if name == "cpt-2407":
-        return PUBLISHED_CPT, "2407.02118, continued (rounded parameters; they contradict the paper's own savings)"
-    if name not in PUBLISHED:
-        raise ConfigError(f"law {name!r} is unknown; known: {', '.join([*PUBLISHED, 'scratch-2407', 'cpt-2407'])}")
-    return _as_fit(PUBLISHED[name], int(PUBLISHED[name]["num_runs"]), _RANGES), str(PUBLISHED[name]["source"])
-
-
-def _as_fit(values: Mapping[str, Any], num_runs: int, ranges: Mapping[str, tuple[float, float]]) -> Fit:
-    from refinery.scaling.parametric import Fit  # noqa: PLC0415
-
-    return Fit(
-        A=float(values["A"]),
-        B=float(values["B"]),
-        E=float(values["E"]),
-        alpha=float(values["alpha"]),
-        beta=float(values["beta"]),
-        objective=math.nan,
-        num_runs=num_runs,
-        params_range=ranges["params_range"],
-        tokens_range=ranges["tokens_range"],
-    )
 
 
 def _read_table(inputs: list[Path], stream: str, unit: str, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

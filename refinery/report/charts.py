@@ -66,13 +66,15 @@ def _stretched(body: str, label: str) -> Markup:
     )
 
 
-def lines(series: Sequence[Series], x_name: str, y_name: str, label: str) -> Markup:
-    """Return a line chart with both axes; a series of one point is drawn as a dot."""
+def lines(
+    series: Sequence[Series], x_name: str, y_name: str, label: str, dots: Sequence[Series] = ()
+) -> Markup:
+    """Return a line chart with both axes; a series of one point is drawn as a dot, those of `dots` as dots alone."""
     drawn = [s for s in series if s.points]
     if not drawn:
         return Markup("")
-    xs = [x for s in drawn for x, _ in s.points]
-    ys = [y for s in drawn for _, y in s.points]
+    xs = [x for s in (*drawn, *dots) for x, _ in s.points]
+    ys = [y for s in (*drawn, *dots) for _, y in s.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, y_low, y_high = min(xs), y_ticks[0], y_ticks[-1]
     x_span = (max(xs) - x_low) or 1.0
@@ -94,8 +96,9 @@ def lines(series: Sequence[Series], x_name: str, y_name: str, label: str) -> Mar
         look = f"line c{index % NUM_COLOURS} d{index // NUM_COLOURS % 3}"
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
         body.append(f'<polyline class="{look}" points="{path}"/>')
-        dots = at if len(at) <= 12 else []
-        body += [f'<circle class="dot c{index % NUM_COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in dots]
+        marks = at if len(at) <= 12 and not dots else []
+        body += [_dot(index, x, y) for x, y in marks]
+    body += [_dot(index, *place(x, y)) for index, one in enumerate(dots) for x, y in one.points]
     return _chart("".join(body), x_name, y_name, label)
 
 
@@ -177,6 +180,10 @@ def intervals(rows: Sequence[Interval], x_name: str, label: str) -> Markup:
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {floor + 40}" role="img" aria-label="{escape(plain(label))}">'
         f"{''.join(body)}{axis}</svg>"
     )
+
+
+def _dot(colour: int, x: float, y: float) -> str:
+    return f'<circle class="dot c{colour % NUM_COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>'
 
 
 def _grid_line(y: float, text: str) -> str:

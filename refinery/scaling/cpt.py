@@ -23,7 +23,12 @@ import numpy as np
 from refinery.errors import ConfigError
 from refinery.scaling.parametric import HUBER_DELTA, Fit, check_runs, polish
 
-PUBLISHED_SCRATCH = Fit(A=420.0, B=719.5, E=1.55, alpha=0.40, beta=0.30, objective=float("nan"), num_runs=40)
+_PARAMS_RANGE, _TOKENS_RANGE = (49e6, 5.534e9), (9.8e8, 1.107e11)
+"""Of the study's runs: 49M to 5.5B parameters, 20 tokens for each."""
+PUBLISHED_SCRATCH = Fit(
+    A=420.0, B=719.5, E=1.55, alpha=0.40, beta=0.30, objective=float("nan"), num_runs=40,
+    params_range=_PARAMS_RANGE, tokens_range=_TOKENS_RANGE,
+)  # fmt: skip
 """Table of 2407.02118, from scratch."""
 SCRATCH_LOSS_OF_FLOPS = (33.69907, 0.0579)
 """Published L_opt(C) = c C^-k from scratch."""
@@ -48,6 +53,10 @@ class CptFit:
     """Sum of Huber losses on log L."""
     num_runs: int
     """Runs fitted."""
+    params_range: tuple[float, float] = (0.0, float("inf"))
+    """Smallest and largest N of continual pretraining seen."""
+    tokens_range: tuple[float, float] = (0.0, float("inf"))
+    """Smallest and largest D of continual pretraining seen."""
     residuals: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     """float64, shape (R,): log of measured over predicted loss."""
 
@@ -96,8 +105,9 @@ class CptFit:
 
 
 PUBLISHED_CPT = CptFit(
-    scratch=PUBLISHED_SCRATCH, B=433.3, beta=0.20, gamma=0.08, objective=float("nan"), num_runs=40
-)
+    scratch=PUBLISHED_SCRATCH, B=433.3, beta=0.20, gamma=0.08, objective=float("nan"), num_runs=40,
+    params_range=_PARAMS_RANGE, tokens_range=_TOKENS_RANGE,
+)  # fmt: skip
 """Table of 2407.02118, continual pretraining; see `published_contradiction` before using it."""
 
 
@@ -112,6 +122,8 @@ class CptIntervals(NamedTuple):
     """float64, shape (3,): 2.5 % point."""
     high: np.ndarray
     """float64, shape (3,): 97.5 % point."""
+    samples: np.ndarray
+    """float64, shape (num_samples, 3)."""
 
 
 class _Problem(NamedTuple):
@@ -184,6 +196,8 @@ def fit_cpt(scratch: Fit, num_params: np.ndarray, num_tokens: np.ndarray, loss: 
         gamma=float(theta[2]),
         objective=value * HUBER_DELTA**2,
         num_runs=len(losses),
+        params_range=(float(params.min()), float(params.max())),
+        tokens_range=(float(tokens.min()), float(tokens.max())),
         residuals=problem.log_loss - predicted,
     )
 
@@ -213,7 +227,7 @@ def bootstrap_cpt(
         samples[k] = theta
         samples[k, 0] = np.exp(theta[0] + theta[1] * problem.mean_log_d + theta[2] * problem.mean_log_n)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
-    return CptIntervals(("B", "beta", "gamma"), samples.std(axis=0, ddof=1), low, high)
+    return CptIntervals(("B", "beta", "gamma"), samples.std(axis=0, ddof=1), low, high, samples)
 
 
 def compute_saving(loss_nats: float | np.ndarray) -> np.ndarray:

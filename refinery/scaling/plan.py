@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refinery.errors import ConfigError
-from refinery.scaling.cpt import CptFit
+from refinery.scaling.cpt import CptFit, CptIntervals
 from refinery.scaling.parametric import Fit, Intervals
 
 MAX_EXTRAPOLATION = 10.0
@@ -49,7 +49,7 @@ def compute_optimal(
     law: Fit | CptFit,
     flops: float,
     *,
-    intervals: Intervals | None = None,
+    intervals: Intervals | CptIntervals | None = None,
     max_extrapolation: float = MAX_EXTRAPOLATION,
 ) -> Plan:
     """Return the N and D of lowest loss for a budget: N = G (C / 6)^a, D = (C / 6)^b / G.
@@ -57,7 +57,7 @@ def compute_optimal(
     Args:
         law: a fit from scratch or of continual pretraining.
         flops: C.
-        intervals: bootstrap of a fit from scratch, for an interval of the loss at this N and D.
+        intervals: bootstrap of the fit, for an interval of the loss at this N and D.
         max_extrapolation: refuse beyond this multiple of the fitted range; ``inf`` to allow all.
     Returns: see `Plan`.
 
@@ -75,7 +75,7 @@ def fixed_size(
     flops: float,
     num_params: float,
     *,
-    intervals: Intervals | None = None,
+    intervals: Intervals | CptIntervals | None = None,
     max_extrapolation: float = MAX_EXTRAPOLATION,
 ) -> Plan:
     """Return the plan that spends a budget on a given size (over-training, LLaMA style) and the loss it gives up.
@@ -107,11 +107,11 @@ def tokens_for_loss(law: Fit | CptFit, num_params: float, loss_nats: float) -> f
 
 
 def _plan(
-    law: Fit | CptFit, flops: float, num_params: float, intervals: Intervals | None, max_extrapolation: float
-) -> Plan:
+    law: Fit | CptFit, flops: float, num_params: float, intervals: Intervals | CptIntervals | None,
+    max_extrapolation: float,
+) -> Plan:  # fmt: skip
     tokens = flops / (6.0 * num_params)
-    scratch = law.scratch if isinstance(law, CptFit) else law
-    factor = max(num_params / scratch.params_range[1], tokens / scratch.tokens_range[1])
+    factor = max(num_params / law.params_range[1], tokens / law.tokens_range[1])
     if factor > max_extrapolation:
         raise ConfigError(
             f"{num_params:.4g} parameters on {tokens:.4g} tokens lie {factor:.1f} times beyond the largest fitted run, "
@@ -127,13 +127,20 @@ def _plan(
         loss_nats=loss,
         loss_given_up_nats=max(0.0, loss - best),
         extrapolation=factor,
-        loss_interval_nats=None if intervals is None else _loss_interval(intervals, num_params, tokens),
+        loss_interval_nats=None if intervals is None else _loss_interval(law, intervals, num_params, tokens),
     )
 
 
-def _loss_interval(intervals: Intervals, num_params: float, num_tokens: float) -> tuple[float, float]:
-    A, B, E, alpha, beta = intervals.samples[:, :5].T
-    losses = E + A * num_params**-alpha + B * num_tokens**-beta
+def _loss_interval(
+    law: Fit | CptFit, intervals: Intervals | CptIntervals, num_params: float, num_tokens: float
+) -> tuple[float, float]:
+    if isinstance(law, CptFit):
+        B, beta, gamma = intervals.samples.T
+        fixed = law.scratch.E + law.scratch.A * num_params**-law.scratch.alpha
+        losses = fixed + B * num_tokens**-beta * num_params**-gamma
+    else:
+        A, B, E, alpha, beta = intervals.samples[:, :5].T
+        losses = E + A * num_params**-alpha + B * num_tokens**-beta
     low, high = np.percentile(losses, [2.5, 97.5])
     return float(low), float(high)
 
