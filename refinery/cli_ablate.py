@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
     heldout_rows: Annotated[int, typer.Option(min=1, help="rows of held-out text per domain")] = 256,
     jobs: Annotated[int, typer.Option(min=0, help="trainers beside each other; 0: as many as threads allow")] = 0,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one trainer")] = 1,
+    mix: Annotated[bool, typer.Option("--mix", help="search for a mix of what all stages leave")] = False,
+    mixtures: Annotated[int, typer.Option(help="with --mix: mixtures to train; 0: three times the domains")] = 0,
+    goal: Annotated[list[str] | None, typer.Option(help="with --mix: SET=WEIGHT to lower; targets by default")] = None,
+    bounds: Annotated[list[str] | None, typer.Option(help="with --mix: DOMAIN=LOW:HIGH of the share")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print one JSON value instead of text")] = False,
 ) -> None:
     """Train proxy models on what sets of stages leave, and compare them on the same held-out text."""
@@ -37,18 +42,24 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
     from refinery.stages.workspace import Run  # noqa: PLC0415
 
     loaded = load_recipe(recipe)
+    jobs = jobs or max(1, (os.cpu_count() or 1) // threads)
+    own = tuple(_own_set(given) for given in heldout or ())
+    if mix:
+        sizes = {"preset": preset, "seeds": seeds, "heldout_rows": heldout_rows, "jobs": jobs, "threads": threads}
+        budget = parse_count(tokens) if tokens else 0
+        _search(loaded, {**sizes, "own": own, "tokens": budget}, mixtures, (goal or [], bounds or []), json_)
+        return
     asked = Ablation(
         arms=parse_arms(arms or _all_arms(loaded), loaded),
         preset=preset,
         seeds=seeds,
         tokens=parse_count(tokens) if tokens else None,
         heldout_rows=heldout_rows,
-        jobs=jobs or max(1, (os.cpu_count() or 1) // threads),
+        jobs=jobs,
         threads=threads,
-        own=tuple(_own_set(given) for given in heldout or ()),
+        own=own,
     )
-    told = (lambda _: None) if json_ else (lambda line: sys.stderr.write(line + "\n") and None)
-    result = run_ablation(Run(loaded), asked, told)
+    result = run_ablation(Run(loaded), asked, _teller(json_))
     folder = ablate_folder(loaded)
     body = write_ablation(folder, result)
     if json_:
@@ -56,6 +67,53 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
         return
     lines = [markdown(body), *findings(body), "", f"page   {folder / 'ablation.html'}  (open it in a browser)"]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if not quiet:
+            sys.stderr.write(line + "\n")
+
+    return tell
+
+
+def _search(recipe: Recipe, sizes: dict[str, Any], num: int, said: tuple[list[str], list[str]], json_: bool) -> None:
+    from refinery.report.mixtures import MixQuestion, mixtures_text, search_mix, write_mixtures  # noqa: PLC0415
+    from refinery.stages.ablate import ablate_folder  # noqa: PLC0415
+    from refinery.stages.ablate_mix import MixSearch, mixture_data, train_mixtures  # noqa: PLC0415
+    from refinery.stages.workspace import Run  # noqa: PLC0415
+
+    if not sizes["tokens"]:
+        raise ConfigError("--mix needs --tokens: the length of one training decides how large a share can be")
+    told = _teller(json_)
+    asked = MixSearch(**sizes, bounds={d: _range(d, v) for d, v in map(_pair, said[1])})
+    data = mixture_data(Run(recipe), asked, told)
+    goal = {name: _number(name, v) for name, v in map(_pair, said[0])} or dict.fromkeys(data.targets, 1.0)
+    question = MixQuestion(data.bounds, data.recipe_shares, num or 3 * len(data.bounds), goal, recipe.seed)
+    body = search_mix(question, lambda named: train_mixtures(data, asked, named, told))
+    write_mixtures(ablate_folder(recipe), body)
+    sys.stdout.write(json.dumps(body, indent=1) + "\n" if json_ else mixtures_text(body))
+
+
+def _pair(given: str) -> tuple[str, str]:
+    name, found, value = given.partition("=")
+    if not (name and found and value):
+        raise ConfigError(f"{given!r} must be NAME=VALUE, as in --goal law=1 or --bounds law=0.2:0.6")
+    return name, value
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(f"{name}={value}: {value!r} is no number") from error
+
+
+def _range(name: str, value: str) -> tuple[float, float]:
+    low, found, high = value.partition(":")
+    if not found:
+        raise ConfigError(f"{name}={value} must be DOMAIN=LOW:HIGH, as in law=0.2:0.6")
+    return _number(name, low or "0"), _number(name, high or "1")
 
 
 def _all_arms(recipe: Recipe) -> str:

@@ -71,8 +71,6 @@ def plan_fit(  # noqa: PLR0913, PLR0917 - typer reads a command's options from i
         law, form = fit_cpt(before, *runs), "L = E + A / N^alpha + B / (D^beta N^gamma), E, A, alpha from scratch"
         intervals = bootstrap_cpt(law, *runs, num_samples=bootstraps) if bootstraps else None
     body = fit_json(law, intervals, unit, [str(path) for path in inputs])
-    if out is not None:
-        out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     if page is not None:
         from refinery.report.fit_page import write_fit_page  # noqa: PLC0415
 
@@ -81,8 +79,51 @@ def plan_fit(  # noqa: PLR0913, PLR0917 - typer reads a command's options from i
     for name, value in body["law"].items():
         low, high = body["intervals_95"].get(name, (None, None))
         lines.append(f"  {name:<6} {value:>12.5g}" + ("" if low is None else f"   95 %: {low:.5g} to {high:.5g}"))
+    lines += _sizes(body, runs)
+    if out is not None:
+        out.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     lines.append(f"compute-optimal: N ~ C^{law.a:.3f}, D ~ C^{law.b:.3f}; sum of Huber losses {law.objective:.4g}")
     _show(body, json_, "\n".join(lines))
+
+
+def _sizes(body: dict[str, Any], runs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[str]:
+    """Add approaches 1 and 2 to a fit where the runs allow them, and return a line for each."""
+    from refinery.scaling.frontier import fit_envelope, fit_profiles  # noqa: PLC0415
+
+    lines = []
+    ways = (("envelope", "approach 1, envelope", fit_envelope), ("profiles", "approach 2, parabolas", fit_profiles))
+    for key, title, approach in ways:
+        try:
+            sizes = approach(*runs, num_samples=200)
+        except ConfigError as error:
+            body[key] = {"refused": str(error)}
+            continue
+        low, high = sizes.a_interval
+        body[key] = {**dataclasses.asdict(sizes), "residuals": sizes.residuals.tolist()}
+        lines.append(f"{title}: N ~ C^{sizes.a:.3f} (95 %: {low:.3f} to {high:.3f}), {len(sizes.points)} points")
+    return lines
+
+
+@plan_app.command("replay")
+def plan_replay(
+    share: Annotated[list[str], typer.Option(help="SHARE=RUN, a run record or folder; three or more")],
+    old: Annotated[str, typer.Option(help="validation stream of what was learned before, or its domain")],
+    target: Annotated[str, typer.Option(help="validation stream of the new text, or its domain")],
+    json_: AsJson = False,
+) -> None:
+    """Say from a sweep of own runs how much old text to replay: forgetting against cost on the target."""
+    from refinery.scaling.replay import frontier_text, records_frontier  # noqa: PLC0415
+    from refinery.scaling.runs import read_runs  # noqa: PLC0415
+
+    sweep = []
+    for one in share:
+        value, _, path = one.partition("=")
+        try:
+            sweep.append((float(value), read_runs([Path(path)])[0]))
+        except ValueError as error:
+            raise ConfigError(f"--share {one!r} must be SHARE=RUN, as in --share 0.1=runs/a") from error
+    found = records_frontier(sweep, old, target)
+    _show(dataclasses.asdict(found), json_, frontier_text(found))
 
 
 @plan_app.command("optimal")

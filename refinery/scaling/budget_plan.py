@@ -154,7 +154,8 @@ def plan_text(body: Mapping[str, Any]) -> str:
     """Return a plan for people."""
     cost = body["cost"]
     low_high = body["loss_interval_nats"]
-    loss = f"{body['loss_nats']:.4f} nats" + (f" (95 %: {low_high[0]:.4f} to {low_high[1]:.4f})" if low_high else " (no interval)")
+    interval = f"95 %: {low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "no interval: the law has no bootstrap"
+    loss = f"{body['loss_nats']:.4f} nats ({interval})"
     lines = [
         f"{'continue' if body['continual'] else 'from scratch'}: N = {body['num_params']:.4g} parameters, "
         f"D = {body['num_tokens']:.4g} tokens ({body['tokens_per_param']:.1f} per parameter), C = {body['flops']:.4g}",

@@ -139,7 +139,7 @@ def _problem(scratch: Fit, num_params: np.ndarray, num_tokens: np.ndarray, loss:
     mean_n, mean_d = float(log_n.mean()), float(log_d.mean())
     offsets = np.zeros((3, len(loss)))
     offsets[0] = np.log(scratch.A) - scratch.alpha * log_n
-    offsets[2] = np.log(scratch.E)
+    offsets[2] = np.log(max(scratch.E, 1e-6))  # runs far above their floor may put it at 0
     design = np.zeros((3, len(loss), 3))
     design[1, :, 0] = 1.0
     design[1, :, 1] = mean_d - log_d

@@ -34,6 +34,7 @@ _EXPONENT_STARTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _COEFFICIENT_STARTS = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 _FLOOR_STARTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 _FLOPS_PER_PARAM_TOKEN = 6.0
+_SMALLEST_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +281,7 @@ def bootstrap(
     start = np.array([
         np.log(law.A) - law.alpha * problem.mean_log_n,
         np.log(law.B) - law.beta * problem.mean_log_d,
-        np.log(law.E),
+        np.log(max(law.E, _SMALLEST_FLOOR)),  # runs far above their floor may put it at 0
         law.alpha,
         law.beta,
     ])

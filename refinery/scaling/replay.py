@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from refinery.contracts.runs import LossPoint, RunRecord
 from refinery.errors import ConfigError
+
+_SAME_START = 1e-3
+"""Runs of one checkpoint on one text agree to the last digits; other machines round."""
 
 
 class PublishedReplay(NamedTuple):
@@ -118,6 +122,57 @@ def replay_frontier(
     used = table[0] > 0
     slope = float(np.polyfit(np.log(table[0][used]), forgetting[used], 1)[0]) if used.sum() > 1 else math.nan
     return ReplayFrontier(points=points, keeping_share=_crossing(table[0], forgetting), slope=slope)
+
+
+def records_frontier(sweep: Sequence[tuple[float, RunRecord]], old: str, target: str) -> ReplayFrontier:
+    """Return the frontier of runs that differ in their replay share.
+
+    Args:
+        sweep: (share, record) pairs.
+        old: validation stream, or the domain of the only such stream, of what was learned before.
+        target: the same of the new text.
+
+    Raises:
+        ConfigError: a stream that a run lacks or that is not one, runs without a loss at step 0 on the old text, runs
+            that start from different losses, or as `replay_frontier`.
+    """
+    starts, ends, goals = [], [], []
+    for _, record in sweep:
+        curve = _curve(record, old)
+        if curve[0].step != 0:
+            raise ConfigError(f"run {record.name!r} has no loss on {old!r} at step 0; validate before the first step")
+        starts.append(curve[0].loss_nats)
+        ends.append(curve[-1].loss_nats)
+        goals.append(_curve(record, target)[-1].loss_nats)
+    if starts and max(starts) - min(starts) > _SAME_START * max(starts):
+        raise ConfigError(
+            f"the runs start at {min(starts):.4f} to {max(starts):.4f} nats on {old!r}: they continue different "
+            "models, or were measured on different text; sweep from one checkpoint"
+        )
+    return replay_frontier([share for share, _ in sweep], ends, goals, starts[0] if starts else math.nan)
+
+
+def _curve(record: RunRecord, name: str) -> list[LossPoint]:
+    streams = sorted({p.stream for p in record.points if name in (p.stream, p.stream.split("/")[0])})
+    if len(streams) != 1:
+        known = ", ".join(sorted({p.stream for p in record.points})) or "none"
+        raise ConfigError(f"run {record.name!r}: {name!r} names {len(streams)} of its validation streams ({known})")
+    return [p for p in record.points if p.stream == streams[0]]
+
+
+def frontier_text(found: ReplayFrontier) -> str:
+    """Return a frontier for people, the published shares below."""
+    lines = ["share   forgotten   cost on target"]
+    lines += [
+        f"{p.share:>5.2f}   {p.forgetting:>+9.4f}   {p.target_cost:>+9.4f}{'   on the frontier' if p.efficient else ''}"
+        for p in found.points
+    ]
+    if found.keeping_share is None:
+        lines.append("no share keeps the old loss at its start")
+    else:
+        lines.append(f"the old loss ends where it started at a share of {found.keeping_share:.3f}")
+    lines += [f"published, {p.shift} shift: {p.recommended[1]:.0%} ({p.source})" for p in PUBLISHED]
+    return "\n".join(lines)
 
 
 def _efficient(f: float, c: float, forgetting: np.ndarray, cost: np.ndarray) -> bool:

@@ -13,24 +13,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from refinery.contracts.manifest import StageManifest
 from refinery.contracts.runs import RunRecord
 from refinery.errors import ConfigError
 from refinery.io import storage
-from refinery.kernels.mixing import MixRequest, largest_budget
+from refinery.kernels.mixing import StreamSupply
 from refinery.recipe import Input, Mix, Recipe, Tokenizer, Train
 from refinery.stages import mix, pack, tokenize
-from refinery.stages.ablate_arms import Arm, folder_of, link_stage, recipe_with, shared_beginnings
+from refinery.stages.ablate_arms import ARM_STAGES, Arm, folder_of, link_stage, recipe_with, shared_beginnings
 from refinery.stages.ablate_heldout import divide, write_heldout_shards
 from refinery.stages.ablate_train import HeldOut, ProxyRun, proxy_runs, train_all, with_heldout
-from refinery.stages.mix import supplies_of
+from refinery.stages.mix_plan import plan_streams, supplies_of
 from refinery.stages.pipeline import STAGES, check_recipe
 from refinery.stages.workspace import Run, hold_lock, need_stage
 
 NOISE_SEED_STEP = 1000
 """Seeds of the second training of the first arm begin this much later."""
+
+
+class Sizes(Protocol):
+    """How many trainings, and how they run beside each other."""
+
+    @property
+    def seeds(self) -> int: ...  # noqa: D102
+    @property
+    def jobs(self) -> int: ...  # noqa: D102
+    @property
+    def threads(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -90,19 +101,23 @@ def run_ablation(run: Run, asked: Ablation, told: Callable[[str], None] = lambda
         ConfigError: sections are missing, an arm cannot give the budget, names clash.
         DataError: no clean held-out text.
     """
-    recipe = _checked_recipe(run.recipe, asked)
+    recipe = checked_recipe(run.recipe, asked.own, asked)
     root = ablate_folder(recipe)
     with hold_lock(str(root)):
         try:
-            folders, held = _stages(run, recipe, root, asked, told)
+            folders, held = run_arm_stages(run, recipe, asked.own, asked.arms, told)
             made = _data_sets(run, recipe, root, asked, folders, held, told)
         finally:
             run.stop_session()
         return _measure(recipe, asked, made, told)
 
 
-def _checked_recipe(recipe: Recipe, asked: Ablation) -> Recipe:
-    """Return the recipe with the user's sets among its inputs; check what would only fail later."""
+def checked_recipe(recipe: Recipe, own: Sequence[Input], asked: Sizes) -> Recipe:
+    """Return the recipe with the user's sets among its inputs; check what would only fail later.
+
+    Raises:
+        ConfigError: a missing section, sizes below 1, a workdir that is not mounted, a name that the recipe has.
+    """
     absent = [s for s in ("tokenizer", "mix", "pack") if getattr(recipe, s) is None]
     if absent:
         raise ConfigError(f"ablate needs section {', '.join(absent)} in recipe {recipe.name}; add what is missing")
@@ -110,31 +125,34 @@ def _checked_recipe(recipe: Recipe, asked: Ablation) -> Recipe:
         raise ConfigError(f"seeds {asked.seeds}, jobs {asked.jobs}, threads {asked.threads}: each must be at least 1")
     if not storage.is_local(recipe.workdir):
         raise ConfigError(f"ablate links folders and trains: it needs a mounted workdir, not {recipe.workdir}")
-    taken = {i.domain for i in recipe.inputs} & {i.domain for i in asked.own}
+    taken = {i.domain for i in recipe.inputs} & {i.domain for i in own}
     if taken:
         raise ConfigError(f"--heldout {', '.join(sorted(taken))}: the recipe has that domain; give another name")
-    check_recipe(recipe, [*{s for arm in asked.arms for s in arm.stages}, "tokenize"])
-    return recipe.model_copy(update={"inputs": (*recipe.inputs, *asked.own)})
+    check_recipe(recipe, [s for s in recipe.stages() if s in (*ARM_STAGES, "tokenize")])
+    plain = mix_section(recipe.mix).model_copy(update={"upsample": {}})  # arms without duplicate groups have no copies
+    return recipe.model_copy(update={"inputs": (*recipe.inputs, *own), "mix": plain})
 
 
-def _like(run: Run, recipe: Recipe) -> Run:
+def run_like(run: Run, recipe: Recipe) -> Run:
+    """Return a run of another recipe in the same session."""
     other = Run(recipe, progress=run.progress, slice_rows=run.slice_rows)
     other.use_session(run.spark)
     return other
 
 
-def _stages(
-    run: Run, recipe: Recipe, root: Path, asked: Ablation, told: Callable[[str], None]
+def run_arm_stages(
+    run: Run, recipe: Recipe, own: Sequence[Input], arms: Sequence[Arm], told: Callable[[str], None]
 ) -> tuple[dict[tuple[str, ...], Path], Run]:
     """Run every stage that some arm has, once per beginning; return the folder of each and the held-out side."""
-    train, held = divide(run, root, recipe, [i.source for i in asked.own])
+    root = ablate_folder(recipe)
+    train, held = divide(run, root, recipe, [i.source for i in own])
     told(f"divided      {_kept(need_stage(train.workdir, 'ingest'))} to train on, without twins of held-out text")
     folders: dict[tuple[str, ...], Path] = {(): Path(train.workdir)}
-    for stages in shared_beginnings(asked.arms):
+    for stages in shared_beginnings(arms):
         before, folder = folders[stages[:-1]], root / "stages" / folder_of(stages)
         for stage in ("ingest", *stages[:-1]):
             link_stage(before, folder, stage)
-        done = STAGES[stages[-1]](_like(run, recipe_with(recipe, folder, stages)))
+        done = STAGES[stages[-1]](run_like(run, recipe_with(recipe, folder, stages)))
         told(f"{'+'.join(stages):<12} {_kept(done)}")
         folders[stages] = folder
     return folders, held
@@ -160,7 +178,7 @@ def _data_sets(
     told: Callable[[str], None],
 ) -> _DataSets:  # fmt: skip
     """Tokenize, mix and pack every arm, and put the held-out streams beside each."""
-    vocabulary = _vocabulary(run, recipe, root, folders[()])
+    vocabulary = make_vocabulary(run, recipe, folders[()])
     given = {"tokenizer": Tokenizer(path=str(vocabulary))}
     recipes = {}
     for arm in asked.arms:
@@ -168,16 +186,16 @@ def _data_sets(
         for stage in ("ingest", *arm.stages):
             link_stage(folders[arm.stages], place, stage)
         recipes[arm.name] = recipe_with(recipe, place, arm.stages, **given)
-        tokenize.run(_like(run, recipes[arm.name]))
+        tokenize.run(run_like(run, recipes[arm.name]))
     budget = _budget(recipes, asked.tokens)
-    section = _training(recipe, asked, budget)
+    section = training_section(recipe, asked.preset, budget)
     shards, entries, documents = write_heldout_shards(held, vocabulary, asked.heldout_rows)
     facts: dict[str, Any] = {"heldout_documents": documents, "budget_tokens": budget, "steps": section.steps,
                              "batch_tokens": section.batch_tokens, "arms": {}}  # fmt: skip
     data = {}
     for name, one in recipes.items():
         recipes[name] = one.model_copy(update={"mix": _with_budget(one.mix, budget)})
-        made = _like(run, recipes[name])
+        made = run_like(run, recipes[name])
         mixed = mix.run(made)
         pack.run(made)
         data[name] = Path(one.workdir) / "data"
@@ -187,11 +205,11 @@ def _data_sets(
     return _DataSets(recipes, data, facts, section)
 
 
-def _vocabulary(run: Run, recipe: Recipe, root: Path, documents: Path) -> Path:
+def make_vocabulary(run: Run, recipe: Recipe, documents: Path) -> Path:
     """Return the vocabulary of all arms: the recipe's own, or one trained on the raw documents."""
-    place = root / "vocabulary"
+    place = ablate_folder(recipe) / "vocabulary"
     link_stage(documents, place, "ingest")
-    tokenize.run(_like(run, recipe_with(recipe, place, ())))
+    tokenize.run(run_like(run, recipe_with(recipe, place, ())))
     return place / "tokenize" / "tokenizer"
 
 
@@ -199,14 +217,8 @@ def _budget(recipes: Mapping[str, Recipe], asked: int | None) -> int:
     """Return the tokens that every arm trains on: as asked, or the most that the poorest arm has under the caps."""
     most = {}
     for name, recipe in recipes.items():
-        section = _section(recipe.mix)
-        domains = sorted({d for stage in section.stages for d in stage.domains})
-        request = MixRequest(
-            shares={d: sum(s.share * s.domains.get(d, 0.0) for s in section.stages) for d in domains},
-            replay=sum(s.share * s.replay for s in section.stages),
-            max_epochs=section.max_epochs,
-        )
-        most[name] = largest_budget(supplies_of(need_stage(recipe.workdir, "tokenize").counts), request)
+        whole = mix_section(recipe.mix).model_copy(update={"budget_tokens": "auto"})
+        most[name] = plan_streams(whole, train_supplies(recipe.workdir)).budget_tokens
     poorest = min(most, key=most.__getitem__)
     if asked is not None and asked > most[poorest]:
         raise ConfigError(
@@ -216,21 +228,36 @@ def _budget(recipes: Mapping[str, Recipe], asked: int | None) -> int:
     return most[poorest] if asked is None else asked
 
 
-def _section(section: Mix | None) -> Mix:
+def train_supplies(workdir: str) -> list[StreamSupply]:
+    """Return what each training stream of a tokenized run has; copies by cluster size are not counted."""
+    found: dict[str, int] = {}
+    for row in need_stage(workdir, "tokenize").counts:
+        if row.kind == "kept" and row.split == "train":
+            name = mix.stream_name(row.domain, row.role, row.lang, row.split)
+            found[name] = found.get(name, 0) + row.tokens
+    return supplies_of(found)
+
+
+def mix_section(section: Mix | None) -> Mix:
+    """Return a recipe's mix.
+
+    Raises:
+        ConfigError: it has none.
+    """
     if section is None:
         raise ConfigError("ablate needs section mix; add `mix: {stages: [{domains: ...}]}`")
     return section
 
 
 def _with_budget(section: Mix | None, budget: int) -> Mix:
-    return _section(section).model_copy(update={"budget_tokens": budget})
+    return mix_section(section).model_copy(update={"budget_tokens": budget})
 
 
-def _training(recipe: Recipe, asked: Ablation, budget: int) -> Train:
+def training_section(recipe: Recipe, preset: str, budget: int) -> Train:
     """Return the trainer settings of all arms: the recipe's, with the preset asked for and the budget's steps."""
     section = recipe.train or Train()
     steps = max(1, budget // section.batch_tokens)
-    changes = {"preset": asked.preset, "init": "scratch", "steps": steps, "eval_every": 0, "eval_rows": 0}
+    changes = {"preset": preset, "init": "scratch", "steps": steps, "eval_every": 0, "eval_rows": 0}
     return section.model_copy(update=changes)
 
 

@@ -122,19 +122,35 @@ def proxy_runs(
     runs = []
     for seed in seeds:
         plan = plan_of_rows(base, manifest, rows, seed)
-        path = data / "plan" / f"seed-{seed}.json"
-        storage.write_atomic(str(path), plan_bytes(plan))
         folder = Path(recipe.workdir) / "runs" / f"{section.preset}-seed-{seed}"
-        body = train_file(recipe, section)
-        del body["tokenizer"]  # proxies are measured, not exported
-        body["options"] |= {"seed": seed, "threads": threads}
-        places = {
-            "manifest": str((data / "manifest.json").absolute()), "plan": str(path.absolute()),
-            "out_dir": str(folder.absolute()), "name": f"{arm} seed {seed}",
-        }  # fmt: skip
-        asked = fingerprint_of(manifest.content_hash, plan.plan_hash, body["model"], body["options"])
-        runs.append(ProxyRun(arm, seed, folder, {**body, **places}, asked, threads))
+        runs.append(proxy_run(recipe, section, (arm, seed, threads), (data, plan), folder))
     return runs
+
+
+def proxy_run(
+    recipe: Recipe, section: Train, who: tuple[str, int, int], data: tuple[Path, MixPlan], folder: Path
+) -> ProxyRun:
+    """Return one training on the rows of a plan, which is written beside the run.
+
+    Args:
+        recipe: gives paths and trainer settings.
+        section: trainer settings, steps included.
+        who: (name of the arm, seed of the weights, CPU threads).
+        data: (folder of the data set, plan over it).
+        folder: of the run.
+    """
+    arm, seed, threads = who
+    path = data[0] / "plan" / f"{folder.name}.json"
+    storage.write_atomic(str(path), plan_bytes(data[1]))
+    body = train_file(recipe, section)
+    del body["tokenizer"]  # proxies are measured, not exported
+    body["options"] |= {"seed": seed, "threads": threads}
+    places = {
+        "manifest": str((data[0] / "manifest.json").absolute()), "plan": str(path.absolute()),
+        "out_dir": str(folder.absolute()), "name": f"{arm} seed {seed}",
+    }  # fmt: skip
+    asked = fingerprint_of(data[1].content_hash, data[1].plan_hash, body["model"], body["options"])
+    return ProxyRun(arm, seed, folder, {**body, **places}, asked, threads)
 
 
 def train_all(

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from refinery.cli import app
+from refinery.contracts.runs import LossPoint, RunRecord, write_run_record
 from refinery.errors import ConfigError
 from refinery.scaling.budget import cost_of, epochs_by_domain, flops_of_hours, over_training
 from refinery.scaling.kaplan import kaplan_losses
 from refinery.scaling.parametric import Fit
 from refinery.scaling.plan import compute_optimal, fixed_size
 from refinery.scaling.repetition import RepetitionLaw
-from refinery.scaling.replay import PUBLISHED, published_share, replay_frontier
+from refinery.scaling.replay import PUBLISHED, frontier_text, published_share, records_frontier, replay_frontier
 
 LAW = Fit(
     A=477.8, B=2143.4, E=1.8172, alpha=0.3473, beta=0.3672, objective=0.0, num_runs=240,
@@ -114,3 +118,40 @@ def test_kaplan_wants_larger_models_than_chinchilla():
     assert small.joint >= max(small.of_params, small.of_tokens) - 0.2
     assert kaplan_losses(8.8e13, 5.4e13).of_params == pytest.approx(1.0)
     assert kaplan_losses(8.8e13, 5.4e13).of_tokens == pytest.approx(1.0)
+
+
+def _swept(share: float, start: float = 2.4) -> RunRecord:
+    points = []
+    for step, old, new in ((0, start, 3.0), (10, 2.9 - 2.0 * share, 1.0 + 0.2 * share)):
+        for stream, loss in (("web/replay/en/w0/validation", old), ("law/target/zh/w0/validation", new)):
+            points.append(
+                LossPoint(
+                    step=step, tokens=step, stream=stream, loss_nats=loss, bits_per_byte=None, target_tokens=1,
+                    learning_rate=0.0, replay_frac=share,
+                )
+            )  # fmt: skip
+    return RunRecord(
+        name=f"r{share}", status="finished", init="x", num_params=1, num_non_embedding_params=1, steps=10, tokens=10,
+        sequence_length=1, final_train_loss_nats=1.0, num_skipped_steps=0, train_flops=1.0, seconds=1.0,
+        points=tuple(points),
+    )  # fmt: skip
+
+
+def test_a_sweep_of_records_becomes_a_frontier(tmp_path):
+    shares = (0.0, 0.1, 0.3, 0.5)
+    found = records_frontier([(s, _swept(s)) for s in shares], "web", "law/target/zh/w0/validation")
+    assert found.keeping_share == pytest.approx(0.25)
+    assert [p.target_cost for p in found.points] == pytest.approx([0.0, 0.02, 0.06, 0.1])
+    assert all(p.efficient for p in found.points)
+    text = frontier_text(found)
+    assert "share of 0.250" in text
+    assert "published, weak shift: 5%" in text
+    arguments = ["plan", "replay", "--old", "web", "--target", "law", "--json"]
+    for s in shares:
+        write_run_record(_swept(s), tmp_path / f"{s}.json")
+        arguments += ["--share", f"{s}={tmp_path / f'{s}.json'}"]
+    assert json.loads(CliRunner().invoke(app, arguments).output)["keeping_share"] == pytest.approx(0.25)
+    with pytest.raises(ConfigError, match="they continue different models"):
+        records_frontier([(0.1, _swept(0.1)), (0.2, _swept(0.2, start=2.6)), (0.3, _swept(0.3))], "web", "law")
+    with pytest.raises(ConfigError, match="names 0 of its validation streams"):
+        records_frontier([(s, _swept(s)) for s in shares], "mail", "law")

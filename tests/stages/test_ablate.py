@@ -97,7 +97,7 @@ def test_seeds_pair_and_the_first_arm_is_trained_twice(ablated):
         ("+dedup_documents", 1, False), ("raw", 1, False), ("raw", 1, True), ("rules", 1, False),
     ]  # fmt: skip
     root = ablate_folder(_recipe(values))
-    plans = {a.name: load_plan(root / "arms" / a.folder / "data" / "plan" / "seed-1.json") for a in asked.arms}
+    plans = {a.name: load_plan(root / "arms" / a.folder / "data" / "plan" / "tiny-seed-1.json") for a in asked.arms}
     assert {p.seed for p in plans.values()} == {1}
     assert {p.total_rows for p in plans.values()} == {5_120 // 64}
     starts = {}
@@ -230,3 +230,26 @@ def test_a_name_that_the_recipe_has_is_refused(corpus, tmp_path):
 def test_folders(ablated):
     values, _, _ = ablated
     assert Path(values["workdir"], "ablate", "vocabulary", "tokenize", "tokenizer", "tokenizer.json").is_file()
+
+
+def test_mixtures_are_plans_over_the_same_shards(spark, corpus, tmp_path):
+    from refinery.stages.ablate_mix import MixSearch, mixture_data, train_mixtures
+
+    recipe = _recipe(_values(corpus, tmp_path / "run"))
+    asked = MixSearch(tokens=2_048, bounds={"law": (0.1, 0.5)}, heldout_rows=4)
+    data = mixture_data(_lent(recipe, spark), asked)
+    assert data.recipe_shares == pytest.approx({"law": 0.3, "web": 0.4, "news": 0.2, "replay": 0.1})
+    assert data.bounds["law"] == (0.1, pytest.approx(0.5))
+    assert data.targets == ("law",)
+    shares = {"a": data.recipe_shares, "b": {"law": 0.1, "web": 0.2, "news": 0.3, "replay": 0.4}}
+    runs = train_mixtures(data, asked, shares)
+    assert [r.arm for r in runs] == ["a", "b"]
+    for run in runs:
+        total = sum(run.record.stream_tokens.values())
+        seen = {s.split("/")[0]: n / total for s, n in run.record.stream_tokens.items()}
+        assert seen["law"] == pytest.approx(shares[run.arm]["law"], abs=0.1)
+    assert len({r.record.data["content_hash"] for r in runs}) == 1
+    with pytest.raises(ConfigError, match="packed for"):
+        train_mixtures(data, asked, {"c": {"law": 0.9, "web": 0.1}})
+    with pytest.raises(ConfigError, match="bounds name mail"):
+        mixture_data(_lent(recipe, spark), MixSearch(tokens=2_048, bounds={"mail": (0.1, 0.5)}))
