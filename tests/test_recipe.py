@@ -78,6 +78,9 @@ def test_stages_are_those_with_a_section_in_order():
         ("mix.stages.0.domains", {"law": 0.5, "wbe": 0.3}, "domain wbe, inputs have law, web; did you mean web?"),
         ("mix.stages.0.domains", {"law": 0.5, "general": 0.3}, "mix names domain general"),
         ("mix.max_epochs", {"lwa": 8}, "mix.max_epochs names domain lwa"),
+        ("mix.max_shares", {"lwa": 0.5}, "mix.max_shares names domain lwa"),
+        ("mix.upsample", {"wbe": "fineweb2"}, "mix.upsample names domain wbe"),
+        ("mix.stages", [{"domain_heavy": "lwa"}], "mix names domain lwa"),
         ("rules.by_domain", {"code": ["code"]}, "rules.by_domain names domain code"),
         ("tokenizer", None, "section mix needs section tokenizer"),
         ("mix", None, "section pack needs section mix"),
@@ -195,3 +198,11 @@ def test_stages_that_need_a_mounted_folder_refuse_an_object_store():
     check_recipe(recipe, ["ingest"])
     with pytest.raises(ConfigError, match="mounted folder"):
         check_recipe(recipe, ["ingest", "tokenize"])
+
+
+def test_upsampling_needs_the_clusters_of_dedup():
+    made = _with("mix.upsample", {"web": "fineweb2"})
+    assert parse_recipe(made).mix.upsample == {"web": "fineweb2"}
+    del made["dedup_documents"]
+    with pytest.raises(ConfigError, match="no dedup_documents section"):
+        parse_recipe(made)

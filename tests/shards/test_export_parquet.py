@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from refinery.cli import app
 from refinery.errors import IntegrityError
 from refinery.shards import export_parquet as module
 from refinery.shards.card import CardFacts
 from refinery.shards.export_parquet import export_parquet
 from refinery.shards.format import Segments
+from refinery.shards.plan import first_plan, plan_bytes
 from refinery.shards.reader import ShardReader
 from tests.shards import datasets
+from tests.shards.test_plan import SHARES
 
 
 def _read(files):
@@ -83,3 +88,19 @@ def test_a_truncated_part_leaves_no_final_file_of_it(own_dataset, tmp_path_facto
         export_parquet(root, manifest, out)
     assert not list(out.rglob("*.parquet*"))
     assert not (out / "README.md").exists()
+
+
+def test_the_commands_write_parquet_and_the_blend_of_a_named_plan(shared_dataset, tmp_path):
+    root, manifest = shared_dataset
+    copy = tmp_path / "set"
+    shutil.copytree(root, copy)
+    (copy / "plan").mkdir(exist_ok=True)
+    for name, rows in (("main", 100), ("second", 70)):
+        (copy / "plan" / f"{name}.json").write_bytes(plan_bytes(first_plan(manifest, 3, [(rows, SHARES)])))
+    said = CliRunner().invoke(app, ["export", "hf-parquet", str(copy / "manifest.json"), str(tmp_path / "p"), "--json"])
+    files = json.loads(said.output)["files"]
+    assert set(files) == {s.name for s in manifest.streams}
+    out = str(tmp_path / "m")
+    said = CliRunner().invoke(app, ["export", "megatron", str(copy), out, "--plan", "second", "--json"])
+    assert len(json.loads(said.output)["blends"]) == 1
+    assert json.loads((tmp_path / "m" / "export.json").read_text())["stages"][0]["samples"] == 70

@@ -108,26 +108,34 @@ def test_full_disk_leaves_no_final_file(tmp_path, monkeypatch, failing_call):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_writer_leaves_only_what_sweep_removes(tmp_path):
+@pytest.mark.parametrize("moment", ["fsync:1", "fsync:4", "replace:1", "replace:4", "fsync:5"])
+def test_killed_writer_leaves_no_bin_or_a_whole_part(tmp_path, moment):
+    """``.bin`` is renamed last, so its name says that the part is whole; the rest is what sweep removes."""
+    name, _, number = moment.partition(":")
     code = (
-        "import os, sys, pathlib\n"
-        "real = os.fsync\n"
+        "import os, pathlib\n"
+        f"owner = os if {name!r} == 'fsync' else pathlib.Path\n"
+        f"real = getattr(owner, {name!r})\n"
         "calls = []\n"
-        "def fsync(handle):\n"
-        "    calls.append(handle)\n"
-        "    os.kill(os.getpid(), 9) if len(calls) == 3 else real(handle)\n"
-        "os.fsync = fsync\n"
+        "def dies(*args):\n"
+        "    calls.append(args)\n"
+        f"    return os.kill(os.getpid(), 9) if len(calls) == {number} else real(*args)\n"
         "from tests.shards import datasets\n"
-        f"datasets.write_part(pathlib.Path({str(tmp_path)!r}), 'p', datasets.documents('x', 60))\n"
+        "docs = datasets.documents('x', 60)\n"
+        f"setattr(owner, {name!r}, dies)\n"
+        f"datasets.write_part(pathlib.Path({str(tmp_path)!r}), 'p', docs)\n"
     )
     root = str(Path(__file__).parent.parent.parent)
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=root, env={**os.environ, "PYTHONPATH": root})
     assert done.returncode == -9
-    left = [path.name for path in tmp_path.iterdir()]
-    assert left
-    assert all(name.startswith(".") for name in left)
+    whole = moment == "fsync:5"
+    assert (tmp_path / "p.bin").exists() == whole
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert bool(left) != whole
     assert writer.sweep_temporary(tmp_path) == len(left)
-    assert list(tmp_path.iterdir()) == []
+    entry = datasets.write_part(tmp_path, "p", datasets.documents("x", 60))  # the next attempt is not in its way
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted("p" + s for s in SUFFIXES)
+    assert (tmp_path / "p.bin").stat().st_size == entry.files[".bin"].num_bytes
 
 
 def test_second_writer_on_a_folder_is_refused(tmp_path):
