@@ -62,7 +62,9 @@ class QualityClassifier(Section):
     label_values: dict[str, Frac] = Field(
         default_factory=dict, description="label -> value, for the expected value instead; `*` is every other label"
     )
-    preparation: str = Field("words", description="how text is prepared for the model: words or one_line")
+    preparation: str = Field(
+        "segmented", description="how text is prepared: segmented (Chinese in words), words (in characters) or one_line"
+    )
     max_train_docs: int = Field(20_000, ge=10, description="documents per class to train on, chosen by hash")
     dim: int = Field(64, ge=2, le=512, description="length of a word vector")
     epoch: int = Field(5, ge=1, le=100, description="passes over the training lines; 25 for a thousand documents")
@@ -185,6 +187,7 @@ class Select(Section):
     compat: Literal["dsir"] | None = Field(
         None, description="dsir: tokens, hash and sums of data-selection 1.0.3 instead of our own features"
     )
+    segment_chinese: bool = Field(True, description="words of Chinese are those of the segmentation, not characters")
     num_buckets: int = Field(10_000, ge=16, description="hash buckets of word uni- and bigrams")
     target_pseudo_count: float = Field(
         0.0, ge=0, description="added to each bucket's count of the target (Laplace); 1 for a small target"

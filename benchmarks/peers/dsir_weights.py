@@ -8,9 +8,9 @@ IN: {"target": [text], "pool": [text], "num_buckets", "min_example_length", "num
 """
 
 import json
+import resource
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,8 @@ def main() -> None:
         for side in ("target", "pool"):
             rows = [json.dumps({"text": text, "place": k}) + "\n" for k, text in enumerate(given[side])]
             (folder / f"{side}.jsonl").write_text("".join(rows), encoding="utf-8")
-        start = time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        start = before.ru_utime + before.ru_stime
         model = HashedNgramDSIR(
             raw_datasets=[str(folder / "pool.jsonl")],
             target_datasets=[str(folder / "target.jsonl")],
@@ -37,7 +38,8 @@ def main() -> None:
         model.fit_importance_estimator(num_tokens_to_fit="auto")
         model.compute_importance_weights()
         model.resample(str(folder / "out"), given["num_to_sample"], cache_dir=str(folder / "picked"), top_k=True)
-        seconds = time.process_time() - start
+        mine, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        seconds = mine.ru_utime + mine.ru_stime + children.ru_utime + children.ru_stime - start
         weights = np.load(folder / "cache" / "log_importance_weights" / "0.npy")
         tokens = np.load(folder / "cache" / "perexample_metadata" / "0.npy")
         files = sorted((folder / "out").rglob("*.jsonl"))

@@ -30,8 +30,13 @@ import numpy as np
 
 from refinery.errors import ConfigError, DataError, IntegrityError, SchemaError
 from refinery.kernels.fasttext_file import fasttext_library, file_sha256, load_model
-from refinery.kernels.preparation import PREPARATIONS, check_preparation, iterate_lines, prepare
-from refinery.kernels.shingles import table_digest
+from refinery.kernels.preparation import (
+    PREPARATIONS,
+    check_preparation,
+    iterate_lines,
+    preparation_digest,
+    prepare,
+)
 from refinery.kernels.text import TextViews
 
 CARD_VERSION = 1
@@ -72,7 +77,8 @@ class ModelCard:
     preparation: str
     preparation_version: int
     unicode_digest: str
-    """Of the character table that ``words`` reads; it changes with the Unicode version of Python."""
+    """Of the character table that ``words`` reads, which changes with the Unicode version of Python, and for
+    ``segmented`` of the dictionary too."""
     num_lines: dict[str, int]
     """Label -> training lines; its keys are the labels."""
     settings: dict[str, float]
@@ -130,7 +136,7 @@ def train_classifier(
             num_bytes=model_file.stat().st_size,
             preparation=preparation,
             preparation_version=PREPARATIONS[preparation],
-            unicode_digest=table_digest("words"),
+            unicode_digest=preparation_digest(preparation),
             num_lines=num_lines,
             settings=dataclasses.asdict(settings),
         )
@@ -187,10 +193,10 @@ def _check_card(path: Path, card: ModelCard) -> None:
             f"{path} was trained on preparation {card.preparation!r} version {card.preparation_version}, "
             f"this code has {current}; train it again"
         )
-    if card.preparation == "words" and card.unicode_digest != table_digest("words"):
+    if card.preparation != "one_line" and card.unicode_digest != preparation_digest(card.preparation):
         raise IntegrityError(
-            f"{path} was trained under another Unicode version (character table {card.unicode_digest}, here "
-            f"{table_digest('words')}); train it again with this Python"
+            f"{path} was trained under another Unicode version or dictionary (digest {card.unicode_digest}, here "
+            f"{preparation_digest(card.preparation)}); train it again with this Python"
         )
 
 

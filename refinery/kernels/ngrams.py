@@ -9,7 +9,8 @@ script such as Han is a word) and every pair of neighbours; each goes to one of 
 
 DSIR (2302.03169, section 4; its library ``data-selection`` 1.0.3) counts the same n-grams of ``\w+|[^\w\s]+`` tokens
 and hashes by sha256. That splitter makes an unbroken Han run one token, and punctuation of one habit (spaces before
-commas in WikiText) decides its weights; so here punctuation carries nothing and every Han character is a word.
+commas in WikiText) decides its weights; so here punctuation carries nothing and every Han character is a word, or,
+with word boundaries (`segmentation`), every Chinese word is one: then the words of `preparation` are scanned.
 
 Bags are never materialised: one pass adds counts, or sums a table's entries. Values are the same on every machine; they
 follow the Unicode tables of the running Python (`shingles.table_digest`).
@@ -19,6 +20,7 @@ Shape legend: D documents, B buckets.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ import numba
 import numpy as np
 
 from refinery.errors import ConfigError, SchemaError
+from refinery.kernels.preparation import prepare
 from refinery.kernels.shingles import BLOCK_WORDS, WORD_SEED, scan_table, scan_words
 from refinery.kernels.text import TextViews
 
@@ -49,12 +52,15 @@ class WeightSums(NamedTuple):
     """int64, shape (D,): a document of w words has 2w - 1 n-grams (none without words)."""
 
 
-def bucket_counts(views: TextViews, num_buckets: int = DEFAULT_NUM_BUCKETS) -> np.ndarray:
+def bucket_counts(
+    views: TextViews, num_buckets: int = DEFAULT_NUM_BUCKETS, boundaries: np.ndarray | None = None
+) -> np.ndarray:
     """Count the words and word pairs of all documents together; counts of several batches add up.
 
     Args:
         views: D documents.
         num_buckets: B.
+        boundaries: word boundaries of the text, as `words.word_spans` takes; None: a Han character is a word.
     Returns: int64, shape (B,).
 
     Raises:
@@ -63,11 +69,12 @@ def bucket_counts(views: TextViews, num_buckets: int = DEFAULT_NUM_BUCKETS) -> n
     if not 2 <= num_buckets <= 2**24:
         raise ConfigError(f"num_buckets is {num_buckets}, outside 2..{2**24}; DSIR's value is {DEFAULT_NUM_BUCKETS}")
     counts = np.zeros(num_buckets, dtype=np.int64)
-    _count(views.offsets, views.data, scan_table("words"), counts)
+    views, table = _scanned(views, boundaries)
+    _count(views.offsets, views.data, table, counts)
     return counts
 
 
-def weight_sums(views: TextViews, table_B: np.ndarray) -> WeightSums:
+def weight_sums(views: TextViews, table_B: np.ndarray, boundaries: np.ndarray | None = None) -> WeightSums:
     """Sum a table's entries over the words and word pairs of each document.
 
     The order of addition is fixed by the document alone, so sums are equal for any batch and any machine.
@@ -75,6 +82,7 @@ def weight_sums(views: TextViews, table_B: np.ndarray) -> WeightSums:
     Args:
         views: D documents.
         table_B: float64, shape (B,): one value per bucket.
+        boundaries: as in `bucket_counts`.
     Returns: see `WeightSums`.
 
     Raises:
@@ -86,12 +94,17 @@ def weight_sums(views: TextViews, table_B: np.ndarray) -> WeightSums:
         )
     sums = np.zeros(views.num_docs, dtype=np.float64)
     num_words = np.zeros(views.num_docs, dtype=np.int64)
-    _sum(views.offsets, views.data, scan_table("words"), np.ascontiguousarray(table_B), sums, num_words)
+    views, table = _scanned(views, boundaries)
+    _sum(views.offsets, views.data, table, np.ascontiguousarray(table_B), sums, num_words)
     return WeightSums(sums, num_words)
 
 
 def bucket_words(
-    views: TextViews, buckets: np.ndarray, num_buckets: int = DEFAULT_NUM_BUCKETS, top: int = 3
+    views: TextViews,
+    buckets: np.ndarray,
+    num_buckets: int = DEFAULT_NUM_BUCKETS,
+    top: int = 3,
+    boundaries: np.ndarray | None = None,
 ) -> dict[int, list[tuple[str, int]]]:
     """Name buckets by the n-grams of a sample that fall into them, the most frequent first.
 
@@ -102,11 +115,12 @@ def bucket_words(
         buckets: int, the buckets to name.
         num_buckets: B.
         top: how many n-grams per bucket.
+        boundaries: as in `bucket_counts`.
     Returns: bucket -> [(n-gram with one space between words, times seen)]; ties in alphabetical order.
     """
     wanted = np.zeros(num_buckets, dtype=np.bool_)
     wanted[buckets] = True
-    table = scan_table("words")
+    views, table = _scanned(views, boundaries)
     num_hits = _find(views.offsets, views.data, table, wanted, np.empty((0, 3), dtype=np.int64))
     hits = np.empty((num_hits, 3), dtype=np.int64)
     _find(views.offsets, views.data, table, wanted, hits)
@@ -117,6 +131,25 @@ def bucket_words(
         bucket: sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:top]
         for bucket, counter in counters.items()
     }
+
+
+def _scanned(views: TextViews, boundaries: np.ndarray | None) -> tuple[TextViews, np.ndarray]:
+    """Return what is scanned and the table: with boundaries, prepared words, in which Han is as any other letter.
+
+    A document without Han gives the same words both ways, so a batch may mix.
+    """
+    if boundaries is None:
+        return views, scan_table("words")
+    return prepare(views, "segmented", boundaries), _joined_table()
+
+
+@functools.cache
+def _joined_table() -> np.ndarray:
+    table = scan_table("words").copy()
+    single = table >> 24 == _SINGLE
+    table[single] = (table[single] & np.uint32(0xFFFFFF)) | np.uint32(_WORD << 24)
+    table.flags.writeable = False
+    return table
 
 
 def _visible(raw: bytes, table: np.ndarray) -> str:

@@ -8,6 +8,8 @@ right and are wrong. So each preparation has a name and a version, and the card 
   between tokens; words and folding as in `shingles.scan_words`. A run of one symbol is one token of at most three
   characters. ``__label__`` and ``</s>`` cannot occur. ChineseWebText segments with jieba; characters with word pairs
   carry the same signal and need no dictionary.
+- ``segmented`` (own models): the same, but characters of Chinese text stand in the words that the project's own
+  segmentation finds (`segmentation`, jieba's dictionary), whether stored by rules or made here: the bytes are the same.
 - ``one_line`` (third-party models): ASCII white space becomes a blank and the ends are stripped, nothing else changes:
   the text that DCLM's scorer sees, up to runs of blanks.
 """
@@ -15,6 +17,7 @@ right and are wrong. So each preparation has a name and a version, and the card 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterable
 
 import numba
@@ -22,22 +25,41 @@ import numpy as np
 
 from refinery.errors import ConfigError
 from refinery.kernels.char_classes import PUNCT, SPACE, class_table, decode
-from refinery.kernels.shingles import scan_table
+from refinery.kernels.segmentation import ALGORITHM_VERSION as SEGMENTATION_VERSION
+from refinery.kernels.segmentation import segment_han
+from refinery.kernels.segmentation_dictionary import dictionary_identity
+from refinery.kernels.shingles import scan_table, table_digest
 from refinery.kernels.text import TextViews, views_of
+from refinery.kernels.words import boundary_flags
 
-PREPARATIONS = {"words": 1, "one_line": 1}
+PREPARATIONS = {"words": 1, "segmented": 1, "one_line": 1}
 """Name -> version; a version changes with any change to the bytes that come out."""
 
 _SYMBOL_RUN = 3
 _BREAK, _WORD, _SINGLE, _MARK, _SKIP, _SYMBOL = range(6)
 
 
-def prepare(views: TextViews, preparation: str = "words") -> TextViews:
+def preparation_digest(preparation: str) -> str:
+    """Return what prepared text depends on besides the text: the character table, and the dictionary of words."""
+    digest = table_digest("words")
+    if preparation != "segmented":
+        return digest
+    return hashlib.sha256(f"{digest} {SEGMENTATION_VERSION} {dictionary_identity()}".encode()).hexdigest()[:16]
+
+
+def han_boundaries(views: TextViews) -> np.ndarray | None:
+    """Return the word boundaries of documents that hold Han: uint8, shape of `views.data`; None where none does."""
+    found = segment_han(views)
+    return found.boundaries if found.has_han.any() else None
+
+
+def prepare(views: TextViews, preparation: str = "words", boundaries: np.ndarray | None = None) -> TextViews:
     """Return one line per document, without line feeds, as training and scoring both read it.
 
     Args:
         views: D documents.
         preparation: a name of `PREPARATIONS`.
+        boundaries: for ``segmented``: the stored word boundaries of the text; None segments it here.
     Returns: D lines of UTF-8.
 
     Raises:
@@ -49,8 +71,13 @@ def prepare(views: TextViews, preparation: str = "words") -> TextViews:
     # Twice the input is the most that can come: ",," is two bytes and no blank, "a," two and one, U+023A (two bytes)
     # folds to three and a blank.
     out = np.empty(2 * num_bytes, dtype=np.uint8)
-    if preparation == "words":
-        _prepare_words(views.offsets, views.data, _preparation_table(), offsets, out)
+    if preparation in ("words", "segmented"):
+        if preparation == "words":
+            boundaries = None
+        elif boundaries is None:
+            boundaries = han_boundaries(views)
+        flags = boundary_flags(views, boundaries)
+        _prepare_words(views.offsets, views.data, _preparation_table(), flags, offsets, out)
     else:
         _prepare_one_line(views.offsets, views.data, class_table(), offsets, out)
     lines = out[: offsets[-1]]
@@ -118,14 +145,21 @@ def _put(out: np.ndarray, at: int, code: np.uint32) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def _prepare_words(
-    offsets: np.ndarray, data: np.ndarray, table: np.ndarray, out_offsets: np.ndarray, out: np.ndarray
+    offsets: np.ndarray,
+    data: np.ndarray,
+    table: np.ndarray,
+    boundaries: np.ndarray,
+    out_offsets: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     at = 0
+    segmented = len(boundaries) > 0
     for doc in range(len(offsets) - 1):
         first = at
         position, end = offsets[doc], offsets[doc + 1]
-        in_word, run, symbol = False, 0, np.uint32(0)
+        in_word, after_single, run, symbol = False, False, 0, np.uint32(0)
         while position < end:
+            start = position
             code, width = decode(data, position, end)
             position += width
             entry = table[code] if code < len(table) else np.uint32(_SKIP << 24)
@@ -133,6 +167,10 @@ def _prepare_words(
             if kind == _SKIP or (kind == _MARK and not in_word):
                 continue
             continues = in_word and kind in (_WORD, _MARK)
+            if segmented and after_single and kind == _SINGLE and boundaries[start] == 0:
+                at = _put(out, at, folded)
+                continue
+            after_single = kind == _SINGLE
             if kind == _SYMBOL:
                 run = run + 1 if run > 0 and folded == symbol else 1
                 symbol = folded

@@ -20,7 +20,7 @@ from refinery.hashing import key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.read_labelled import read_labelled
-from refinery.io.survivors import read_survivors
+from refinery.io.survivors import Survivors, read_survivors
 from refinery.kernels.clean import clean_text, text_hash
 from refinery.kernels.fasttext_model import (
     Classifier,
@@ -30,9 +30,10 @@ from refinery.kernels.fasttext_model import (
     score,
     train_classifier,
 )
-from refinery.kernels.preparation import prepare
+from refinery.kernels.preparation import preparation_digest, prepare
 from refinery.kernels.text import TextViews, text_views, views_of
 from refinery.recipe import Quality, QualityClassifier
+from refinery.stages.chinese_words import boundaries_of, with_words
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.workspace import Run
@@ -187,14 +188,19 @@ def _model_path(task: TrainingTask, member: Member) -> Path:
 def training_part(task: TrainingTask, part: int) -> dict[str, Any]:
     """Write the prepared training lines of one part."""
     path = part_files.part_path(task.workdir, STAGE, "training", part)
-    drawn = [[m.name, m.rates, m.preparation, list(m.languages), m.settings["positives"]] for m in task.members]
+    drawn = [
+        [m.name, m.rates, m.preparation, preparation_digest(m.preparation), list(m.languages), m.settings["positives"]]
+        for m in task.members
+    ]
     print_ = fingerprint_of("training", FORMAT_VERSION, task.seed, drawn, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         tables = [TRAINING.empty_table()]
         columns = ["doc_id", "source", "split", "lang", "text_hash", "text"]
+        segmented = any(m.preparation == "segmented" for m in task.members)
+        columns = with_words(task.workdir, part, columns, task.upto, wanted=segmented)
         for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
-            tables += [_lines_of(task, member, piece.table) for member in task.members if member.trained]
+            tables += [_lines_of(task, member, piece) for member in task.members if member.trained]
         found = part_files.write_part(path, pa.concat_tables(tables), TRAINING, print_)
     return {"training": located(part, found)}
 
@@ -215,11 +221,13 @@ def held_out(seed: int, keys: np.ndarray) -> np.ndarray:
     return keyed_uniform(seed, "quality.holdout", keys) < HOLDOUT_FRAC
 
 
-def _lines_of(task: TrainingTask, member: Member, table: pa.Table) -> pa.Table:
+def _lines_of(task: TrainingTask, member: Member, piece: Survivors) -> pa.Table:
+    table = piece.table
     keys = key_prefix_uint64(table.column("text_hash").to_pylist())
     drawn = np.flatnonzero(drawn_rows(task.seed, member.rates, table, member.languages) & ~held_out(task.seed, keys))
     chosen = table.take(pa.array(drawn))
-    lines = _shortened(prepare(text_views(chosen.column("text")), member.preparation))
+    views, boundaries = prepared_from(Survivors(piece.rows[drawn], chosen), member.preparation)
+    lines = _shortened(prepare(views, member.preparation, boundaries))
     positives = set(member.settings["positives"])
     labels = [POSITIVE if s in positives else NEGATIVE for s in chosen.column("source").to_pylist()]
     columns = {
@@ -230,6 +238,13 @@ def _lines_of(task: TrainingTask, member: Member, table: pa.Table) -> pa.Table:
         "line": _binary(lines),
     }
     return pa.table(columns).cast(TRAINING)
+
+
+def prepared_from(piece: Survivors, preparation: str) -> tuple[TextViews, np.ndarray | None]:
+    """Return the text of a slice and, for a preparation that wants them, its word boundaries."""
+    if preparation == "segmented":
+        return boundaries_of(piece)
+    return text_views(piece.table.column("text")), None
 
 
 def _shortened(lines: TextViews) -> TextViews:

@@ -15,16 +15,17 @@ from refinery.contracts.tables import DECISIONS, QUALITY, quality_holdout_schema
 from refinery.errors import ConfigError
 from refinery.hashing import key_prefix_uint64
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.io.survivors import Survivors, keep_mask, read_labels, read_survivors
 from refinery.kernels.classifier_metrics import Calibration, calibrate, pareto_keep
 from refinery.kernels.fasttext_model import Classifier, score
-from refinery.kernels.preparation import PREPARATIONS, prepare
+from refinery.kernels.preparation import preparation_digest, prepare
 from refinery.kernels.score_bias import bias_sums, symbol_fracs
 from refinery.kernels.score_expression import evaluate
-from refinery.kernels.text import TextViews, text_views
+from refinery.kernels.text import text_views
 from refinery.stages.budget_cut import KeyColumns
+from refinery.stages.chinese_words import with_words
 from refinery.stages.decisions import decisions_table, located, reasons_where
-from refinery.stages.quality_models import STAGE, Member, drawn_rows, held_out, open_member
+from refinery.stages.quality_models import STAGE, Member, drawn_rows, held_out, open_member, prepared_from
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 
 FORMAT_VERSION = 2
@@ -63,7 +64,16 @@ class ScoreTask:
     def models(self) -> list[list[Any]]:
         """What scores depend on."""
         return [
-            [m.name, m.column, m.sha256, m.preparation, PREPARATIONS[m.preparation], list(m.languages), m.rates, labels]
+            [
+                m.name,
+                m.column,
+                m.sha256,
+                m.preparation,
+                preparation_digest(m.preparation),
+                list(m.languages),
+                m.rates,
+                labels,
+            ]
             for m in self.members
             for labels in [[m.settings[key] for key in ("label_values", "preset", "positive_label")]]
         ]
@@ -92,12 +102,14 @@ def _scored(task: ScoreTask, part: int) -> tuple[pa.Table, pa.Table, dict[str, i
     held = [quality_holdout_schema(task.columns).empty_table()]
     opened = {member.name: open_member(member) for member in task.members}
     columns = ["doc_id", "role", "source", "split", "lang", "text_hash", "num_bytes", "text"]
+    segmented = any(m.preparation == "segmented" for m in task.members)
+    columns = with_words(task.workdir, part, columns, task.upto, wanted=segmented)
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
         pool = pc.equal(piece.table.column("role"), "pool").to_numpy(zero_copy_only=False)
         judging = _holdout_rows(task, piece.table)
         wanted = np.flatnonzero(pool | judging)
         table = piece.table.take(pa.array(wanted))
-        made, failed = _score_views(task, opened, text_views(table.column("text")), table)
+        made, failed = _score_views(task, opened, Survivors(piece.rows[wanted], table))
         for name in task.columns:
             scores[name][piece.rows[pool]] = made[name][pool[wanted]]
             nan_docs[name] += int(failed[name])
@@ -120,14 +132,17 @@ def _holdout_rows(task: ScoreTask, table: pa.Table) -> np.ndarray:
 
 
 def _score_views(
-    task: ScoreTask, opened: dict[str, Classifier], views: TextViews, table: pa.Table
+    task: ScoreTask, opened: dict[str, Classifier], piece: Survivors
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Return each classifier's scores, and how many of them came out as NaN where there should be a number."""
-    lines = {p: prepare(views, p) for p in sorted({m.preparation for m in task.members})}
-    made = {name: np.full(views.num_docs, np.nan, dtype=np.float32) for name in task.columns}
+    table, lines = piece.table, {}
+    for preparation in sorted({m.preparation for m in task.members}):
+        views, boundaries = prepared_from(piece, preparation)
+        lines[preparation] = prepare(views, preparation, boundaries)
+    made = {name: np.full(table.num_rows, np.nan, dtype=np.float32) for name in task.columns}
     failed = dict.fromkeys(task.columns, 0)
     for member in task.members:
-        mine = np.ones(views.num_docs, dtype=bool)
+        mine = np.ones(table.num_rows, dtype=bool)
         if member.languages:
             langs = pa.array(member.languages, pa.string())
             mine = pc.is_in(table.column("lang"), langs).to_numpy(zero_copy_only=False)

@@ -15,14 +15,13 @@ import pyarrow.compute as pc
 from refinery.contracts.manifest import CountRow
 from refinery.errors import DataError
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.io.survivors import keep_mask, read_labels
 from refinery.kernels import dsir
-from refinery.kernels.text import TextViews, text_views
 from refinery.recipe import Mix
 from refinery.stages.budget_cut import KeyColumns, budget_limits
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.quality_scores import score_keys
-from refinery.stages.select_weights import GROUP, STAGE, SelectTask
+from refinery.stages.select_weights import GROUP, STAGE, SelectTask, sides_of, survivors_of
 from refinery.stages.workspace import Run
 
 NUM_NGRAMS = 20
@@ -127,21 +126,20 @@ def name_part(task: SelectTask, buckets: Mapping[str, list[int]], part: int) -> 
     """Name buckets by a part's text: attracting ones by targets, repelling ones by the pool."""
     found: dict[str, dict[str, list[Any]]] = {}
     left = dict.fromkeys(buckets, NAMING_BYTES)
-    for piece in read_survivors(task.workdir, part, ["role", "domain", "split", "text"], task.upto, task.slice_rows):
-        table = piece.table.filter(pc.equal(piece.table.column("split"), "train"))
+    for piece in survivors_of(task, part, ["role", "domain", "split", "text"]):
+        masks = sides_of(task, piece.table)
         for side, wanted in buckets.items():
-            role, _, domain = side.partition(":")
-            mine = pc.equal(table.column("role"), role)
-            if domain:
-                mine = pc.and_(mine, pc.equal(table.column("domain"), domain))
-            views = text_views(table.column("text").filter(mine))
-            num = int(np.searchsorted(views.offsets, left[side], side="right"))
-            if left[side] <= 0 or not num:
+            rows = np.flatnonzero(masks[side])
+            sizes = pc.binary_length(piece.table.column("text")).to_numpy()[rows]
+            num = int(np.searchsorted(np.cumsum(sizes), left[side]))
+            mask = np.zeros(len(piece.rows), dtype=bool)
+            mask[rows[: num + 1]] = True
+            if left[side] <= 0 or not mask.any():
                 continue
-            sample = TextViews(views.offsets[: min(num, views.num_docs) + 1], views.data)
-            left[side] -= int(sample.offsets[-1])
-            size = task.settings["num_buckets"]
-            named = task.features().bucket_words(sample, np.array(wanted, dtype=np.int64), size)
+            left[side] -= int(sizes[: num + 1].sum())
+            views, *boundaries = task.words(piece, mask)
+            arguments = np.array(wanted, dtype=np.int64), task.settings["num_buckets"], 3
+            named = task.features().bucket_words(views, *arguments, *boundaries)
             for bucket, ngrams in named.items():
                 found.setdefault(side, {}).setdefault(str(bucket), []).extend(ngrams)
     return {"names": found}
@@ -159,7 +157,7 @@ def strongest_ngrams(run_: Run, task: SelectTask, counts: Mapping[str, np.ndarra
         up = [row for row in ranked if row[2] > 0][: NUM_NGRAMS // 2]
         down = [row for row in ranked if row[2] < 0][: NUM_NGRAMS // 2]
         for bucket, pull, ratio in [*up, *down]:
-            side = f"target:{name}" if ratio > 0 else "pool:"
+            side = f"target:{name}" if ratio > 0 else "raw"
             wanted.setdefault(side, []).append(bucket)
             figures = {"pull": round(pull, 5), "log_ratio": round(ratio, 3)}
             rows.append({"target": name, "bucket": bucket, "of": side, **figures})

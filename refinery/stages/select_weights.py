@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,12 @@ from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import DECISIONS, IMPORTANCE
 from refinery.hashing import key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask, read_labels, read_survivors
+from refinery.io.survivors import Survivors, keep_mask, read_labels, read_survivors
 from refinery.kernels import dsir, dsir_compat, ngrams
-from refinery.kernels.shingles import table_digest
+from refinery.kernels.preparation import preparation_digest
 from refinery.kernels.text import text_views
 from refinery.stages.budget_cut import KeyColumns
+from refinery.stages.chinese_words import boundaries_of, with_words
 from refinery.stages.decisions import decisions_table, located
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 
@@ -54,6 +56,18 @@ class SelectTask:
         """Return the log ratios."""
         return np.frombuffer(self.log_ratios).reshape(len(self.targets), -1)
 
+    @property
+    def segmented(self) -> bool:
+        """Whether Chinese counts by words; data-selection's features know nothing of it."""
+        return self.settings["segment_chinese"] and self.settings["compat"] is None
+
+    def words(self, piece: Survivors, mask: np.ndarray, *more: Any) -> tuple[Any, ...]:
+        """Return the arguments of a feature kernel: text, whatever stands between, and word boundaries."""
+        if self.segmented:
+            views, boundaries = boundaries_of(piece, mask)
+            return views, *more, boundaries
+        return text_views(piece.table.column("text").filter(pa.array(mask))), *more
+
     def features(self) -> ModuleType:
         """Return the kernel that makes n-grams: our own, or data-selection's."""
         return dsir_compat if self.settings["compat"] == "dsir" else ngrams
@@ -68,7 +82,8 @@ class SelectTask:
         kernel = self.features()
         names = ("compat", "temperature", "chunk_words", "min_words")
         chosen = {name: self.settings[name] for name in names}
-        return [kernel.FORMAT_VERSION, table_digest("words"), self.seed, chosen, self.targets, self.log_ratios.hex()]
+        digest = preparation_digest("segmented" if self.segmented else "words")
+        return [kernel.FORMAT_VERSION, digest, self.seed, chosen, self.targets, self.log_ratios.hex()]
 
 
 def count_part(task: SelectTask, part: int) -> dict[str, Any]:
@@ -77,18 +92,28 @@ def count_part(task: SelectTask, part: int) -> dict[str, Any]:
     counts = {name: np.zeros(size, np.int64) for name in [*(f"target:{t}" for t in task.targets), "raw"]}
     docs = dict.fromkeys(task.targets, 0)
     kernel = task.features()
-    for piece in read_survivors(task.workdir, part, ["role", "domain", "split", "text"], task.upto, task.slice_rows):
-        table = piece.table.filter(pc.equal(piece.table.column("split"), "train"))
-        counts["raw"] += kernel.bucket_counts(_texts(table, pc.equal(table.column("role"), "pool")), size)
-        for name in task.targets:
-            mine = pc.and_(pc.equal(table.column("role"), "target"), pc.equal(table.column("domain"), name))
-            counts[f"target:{name}"] += kernel.bucket_counts(_texts(table, mine), size)
-            docs[name] += pc.sum(mine).as_py() or 0
+    for piece in survivors_of(task, part, ["role", "domain", "split", "text"]):
+        for name, mine in sides_of(task, piece.table).items():
+            counts[name] += kernel.bucket_counts(*task.words(piece, mine, size))
+            if name != "raw":
+                docs[name.removeprefix("target:")] += int(mine.sum())
     return {"docs": docs, **{name: base64.b64encode(c.tobytes()).decode() for name, c in counts.items()}}
 
 
-def _texts(table: pa.Table, mask: pa.ChunkedArray) -> Any:
-    return text_views(table.column("text").filter(mask))
+def survivors_of(task: SelectTask, part: int, columns: list[str]) -> Iterator[Survivors]:
+    """Read a part's documents, with stored word boundaries where there are any."""
+    columns = with_words(task.workdir, part, columns, task.upto, wanted=task.segmented)
+    return read_survivors(task.workdir, part, columns, task.upto, task.slice_rows)
+
+
+def sides_of(task: SelectTask, table: pa.Table) -> dict[str, np.ndarray]:
+    """Return bool masks of the training documents of the pool (``raw``) and of each target (``target:NAME``)."""
+    train = pc.equal(table.column("split"), "train")
+    masks = {"raw": pc.and_(train, pc.equal(table.column("role"), "pool"))}
+    for name in task.targets:
+        mine = pc.and_(pc.equal(table.column("role"), "target"), pc.equal(table.column("domain"), name))
+        masks[f"target:{name}"] = pc.and_(train, mine)
+    return {name: mask.to_numpy(zero_copy_only=False) for name, mask in masks.items()}
 
 
 def sum_counts(results: list[dict[str, Any]], name: str) -> np.ndarray:
@@ -113,10 +138,10 @@ def weigh_part(task: SelectTask, part: int) -> dict[str, Any]:
         ids = part_files.read_part(task.workdir, "ingest", "documents", part, ["doc_id"]).column("doc_id")
         weights, orders = np.full(len(ids), np.nan), np.zeros(len(ids), dtype=np.uint64)
         names, short = np.full(len(ids), None, dtype=object), np.zeros(len(ids), dtype=bool)
-        for piece in read_survivors(task.workdir, part, ["role", "text_hash", "text"], task.upto, task.slice_rows):
-            pool = pc.equal(piece.table.column("role"), "pool")
-            rows = piece.rows[pool.to_numpy(zero_copy_only=False)]
-            weights[rows], orders[rows], names[rows], short[rows] = _weighed(task, piece.table.filter(pool))
+        for piece in survivors_of(task, part, ["role", "text_hash", "text"]):
+            pool = pc.equal(piece.table.column("role"), "pool").to_numpy(zero_copy_only=False)
+            rows = piece.rows[pool]
+            weights[rows], orders[rows], names[rows], short[rows] = _weighed(task, piece, pool)
         empty = np.isnan(weights)
         columns = {"doc_id": ids, "log_weight": pa.array(weights, mask=empty)}
         columns |= {"order_key": pa.array(orders.view(np.int64), mask=empty | short), "target": pa.array(names)}
@@ -125,15 +150,17 @@ def weigh_part(task: SelectTask, part: int) -> dict[str, Any]:
     return {**found.result, task.final_table: located(part, found)}
 
 
-def _weighed(task: SelectTask, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _weighed(
+    task: SelectTask, piece: Survivors, pool: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return weight, order key, target and "too short" of each document."""
-    views = text_views(table.column("text"))
     kernel, chunk = task.features(), task.settings["chunk_words"]
-    found = [kernel.weight_sums(views, np.ascontiguousarray(ratios)) for ratios in task.tables()]
+    views, *boundaries = task.words(piece, pool)
+    found = [kernel.weight_sums(views, np.ascontiguousarray(ratios), *boundaries) for ratios in task.tables()]
     by_target = np.stack([one.sums if chunk is None else dsir.chunk_weights(one, chunk) for one in found])
     which = dsir.assign_targets(by_target, list(task.targets.values()))
     weights = dsir.round_weights(by_target[which, np.arange(views.num_docs)])
-    hashes = key_prefix_uint64(table.column("text_hash").to_pylist())
+    hashes = key_prefix_uint64(piece.table.column("text_hash").filter(pa.array(pool)).to_pylist())
     keys = order_keys(dsir.gumbel_keys(weights, task.seed, hashes, task.settings["temperature"]))
     names = np.array(list(task.targets), dtype=object)[which]
     return weights, keys, names, found[0].num_words < task.settings["min_words"]
@@ -245,7 +272,6 @@ def decide_part(task: SelectTask, part: int) -> dict[str, Any]:
 
 def _count_rows(task: SelectTask, part: int, chosen: np.ndarray) -> str:
     counts = np.zeros(task.settings["num_buckets"], dtype=np.int64)
-    for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
-        texts = piece.table.column("text").filter(pa.array(chosen[piece.rows]))
-        counts += task.features().bucket_counts(text_views(texts), len(counts))
+    for piece in survivors_of(task, part, ["text"]):
+        counts += task.features().bucket_counts(*task.words(piece, chosen[piece.rows], len(counts)))
     return base64.b64encode(counts.tobytes()).decode()

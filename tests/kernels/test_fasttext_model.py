@@ -18,6 +18,7 @@ from refinery.kernels import fasttext_model as ft
 from refinery.kernels.fasttext_file import check_model_file
 from refinery.kernels.fasttext_words import strongest_words
 from refinery.kernels.preparation import iterate_lines, prepare, training_line
+from refinery.kernels.segmentation import segment_han
 from refinery.kernels.text import text_views, views_of
 from tests.kernels.reference_minhash import UNSPACED_NAMES, fold
 
@@ -106,6 +107,25 @@ def test_preparation_reads_as_documented():
 
 def text_views_with_null():
     return text_views(pa.array(["a", None]))
+
+
+@given(documents)
+def test_segmented_preparation_joins_the_characters_of_a_word(texts):
+    views = views_of(texts)
+    flags = segment_han(views).boundaries
+    lines = prepare(views, "segmented")
+    assert lines.data.tobytes() == prepare(views, "segmented", flags).data.tobytes()
+    plain = prepare(views)
+    for k in range(len(texts)):
+        assert lines.doc(k).replace(" ", "") == plain.doc(k).replace(" ", "")
+    assert prepare(views, "segmented", np.ones_like(flags)).data.tobytes() == plain.data.tobytes()
+
+
+def test_segmented_preparation_reads_as_documented():
+    assert training_line("我们今天去公园，Hello 中文分词ＡＢ。", "segmented").decode() == (
+        "我们 今天 去 公园 ， hello 中文 分词 ａｂ 。"
+    )
+    assert training_line("Don't pay!", "segmented") == training_line("Don't pay!", "words")
 
 
 def test_a_model_tells_its_classes_apart(trained):

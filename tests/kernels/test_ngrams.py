@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.ngrams import bucket_counts, bucket_words, weight_sums
+from refinery.kernels.preparation import prepare
+from refinery.kernels.segmentation import segment_han
 from refinery.kernels.shingles import BLOCK_WORDS
 from refinery.kernels.text import views_of
 from tests.kernels.reference_minhash import MASK64, M, R, word_hash, words_of
@@ -117,3 +119,17 @@ def test_wrong_arguments_are_refused():
 def test_empty_batches_and_empty_documents():
     assert bucket_counts(views_of([])).sum() == 0
     assert weight_sums(views_of(["", "\0\r\n", "..."]), np.ones(10)).sums.tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.text(alphabet=st.sampled_from("aB1 don't,.。中文分词今天法院é\u0301한ไ"), max_size=40), max_size=5))
+def test_segmented_words_are_the_words_that_count(texts):
+    views = views_of(texts)
+    flags = segment_han(views).boundaries
+    lines = [line.split() for line in (prepare(views, "segmented", flags).doc(k) for k in range(len(texts)))]
+    spoken = [[w for w in words if any(c.isalnum() for c in w)] for words in lines]
+    found = weight_sums(views, np.ones(64), flags)
+    assert found.num_words.tolist() == [len(words) for words in spoken]
+    np.testing.assert_array_equal(bucket_counts(views, 64, np.ones_like(flags)), bucket_counts(views, 64))
+    parts = [views_of([t]) for t in texts]
+    counts = sum((bucket_counts(v, 64, segment_han(v).boundaries) for v in parts), np.zeros(64, dtype=np.int64))
+    np.testing.assert_array_equal(bucket_counts(views, 64, flags), counts)

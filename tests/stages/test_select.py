@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from refinery.errors import ConfigError, DataError
 from refinery.kernels import dsir, dsir_compat
@@ -201,6 +202,41 @@ def test_a_target_in_a_language_that_the_pool_lacks(rows, tmp_path):
     with pytest.raises(DataError, match="target house has 0 training documents"):
         run_local(values, select)
     assert CHINESE
+
+
+def test_the_recipe_of_the_readme_finds_the_law_in_a_crawl(tmp_path):
+    pytest.importorskip("fasttext")
+    from refinery.stages import quality as quality_stage
+
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+    section = text[text.index("## From law books to a law-like slice") :]
+    recipe = yaml.safe_load(re.search(r"^```yaml\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL).group(1))
+    assert len(recipe) == 5
+    crawl = texts(SEA, 60, 3) + texts(HOUSE, 140, 4)
+    rows = rows_of("law-books", texts(SEA, 60, 1), role="target", domain="law") + rows_of("crawl", crawl, domain="web")
+    recipe["quality"] |= {"epoch": 25, "learning_rate": 0.5, "dim": 8, "pair_buckets": 2000}  # for 200 documents
+    values = {**recipe, "seed": 5, "workdir": str(tmp_path)}
+    write_documents(values, rows, seed=None)
+    run_local(values, quality_stage)
+    facts = run_local(values, select).facts
+    stays = {r["text"] for r in table_of(values, "ingest", "documents") if r["doc_key"] in kept(values, "select")}
+    assert stays <= set(crawl[:60])
+    assert len(stays) > 20
+    assert facts["quality_overlap"]["both_frac"] > 0.3
+
+
+def test_chinese_counts_by_words_however_parts_are_cut(tmp_path):
+    law, sea = "法院判决合同赔偿损失。", "今天天气很好，我们去公园玩。"
+    target = [f"{law}{n}" for n in range(48)]
+    pool = [f"{t}第{n}" for t in (law, sea) for n in range(48)]
+    rows = [*rows_of("law", target, role="target", lang="zh"), *rows_of("web", pool + texts(SEA, 30, 3), lang="zh")]
+    section = {"target": "law", "keep_frac": 0.3, "num_buckets": 2000, "target_pseudo_count": 1.0}
+    results = [made(tmp_path / str(n), rows, section, num_parts=n, slice_rows=s) for n, s in ((1, 4096), (3, 5))]
+    assert by_key(results[0][0], "select", "importance") == by_key(results[1][0], "select", "importance")
+    ngrams = {n for row in results[0][1].facts["strongest_ngrams"] for n in row["ngrams"]}
+    assert {"法院", "合同", "判决 合同"} & ngrams
+    plain, _ = made(tmp_path / "plain", rows, {**section, "segment_chinese": False})
+    assert by_key(plain, "select", "importance") != by_key(results[0][0], "select", "importance")
 
 
 def library_counts(text, num_buckets):
