@@ -16,6 +16,7 @@ import typer
 
 from refinery import cli_train, forecast
 from refinery.cli_ablate import ablate
+from refinery.cli_calibrate import calibrate
 from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
 from refinery.cli_remix import remix
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(export_app, name="export")
 app.add_typer(plan_app, name="plan")
+app.command()(calibrate)
 app.command()(remix)
 app.command()(retune)
 app.command()(ablate)
