@@ -178,7 +178,8 @@ def _show(config: TrainConfig, line: dict[str, Any]) -> None:
         log.info("validation at %s  %s  %.4f nats%s", step, line["stream"], line["loss_nats"], bits)
     elif line["kind"] == "train":
         mfu = "" if line["mfu_effective"] is None else f"  mfu {line['mfu_effective']:.1%}"
-        left = (config.steps - line["step"]) * line["seconds"] / max(1, line["step"])
+        ahead = (config.steps - line["step"]) * config.batch_tokens_at(config.steps)
+        left = ahead / max(1e-9, line["tokens_per_second"])
         log.info("%s  loss %.4f  lr %.3g  norm %.3g  %s tokens/s%s  %s left", step, line["loss"], line["learning_rate"],
                  line["gradient_norm"], f"{line['tokens_per_second']:,.0f}", mfu, _duration(left))
 
