@@ -36,7 +36,7 @@ from refinery.forecast_costs import (
 )
 from refinery.forecast_sections import EvalIndexForecast, eval_index_of, sentence_extras
 from refinery.io import storage
-from refinery.recipe import Recipe
+from refinery.recipe import MixStage, Recipe
 from refinery.stages import ingest
 from refinery.stages.mix_plan import phase_domains
 from refinery.stages.workspace import load_stage, manifest_path
@@ -214,16 +214,21 @@ def _train_tokens(recipe: Recipe, text: _Text) -> int:
         supply[name] = supply.get(name, 0.0) + size * (frac if role == "pool" else 1.0) / BYTES_PER_TOKEN
     shares: dict[str, float] = {}
     for stage in recipe.mix.stages:
-        domains = stage.domains or phase_domains(stage, _natural(supply))
+        domains = stage.domains or _heavy(stage, supply)
         for domain, share in {**domains, "replay": stage.replay}.items():
             shares[domain] = shares.get(domain, 0.0) + stage.share * share
     limits = [supply.get(d, 0.0) * recipe.mix.max_epochs.get(d, 4.0) / v for d, v in shares.items() if v > 0]
     return int(min(limits, default=0.0))
 
 
-def _natural(supply: Mapping[str, float]) -> dict[str, float]:
+def _heavy(stage: MixStage, supply: Mapping[str, float]) -> dict[str, float]:
+    """Return what `domain_heavy` comes to by bytes of input; mix decides by what is left of them."""
     sizes = {domain: size for domain, size in sorted(supply.items()) if domain != "replay"}
-    return {domain: size / max(1.0, sum(sizes.values())) for domain, size in sizes.items()}
+    natural = {domain: size / max(1.0, sum(sizes.values())) for domain, size in sizes.items()}
+    try:
+        return phase_domains(stage, natural)
+    except ConfigError:  # too large a share before filtering is not too large after it
+        return {str(stage.domain_heavy): 1 - stage.replay}
 
 
 def _stage_rows(recipe: Recipe, stages: Sequence[str], text: _Text, train_tokens: int | None) -> list[StageForecast]:

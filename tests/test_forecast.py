@@ -10,12 +10,12 @@ import pytest
 
 from refinery import cli, forecast
 from refinery.errors import ConfigError
-from refinery.forecast import Forecast, actual_of, cores_of, forecast_run, size_text, store
+from refinery.forecast import Forecast, _heavy, actual_of, cores_of, forecast_run, size_text, store
 from refinery.forecast_costs import COSTS
 from refinery.forecast_text import actual_text, duration_text, full_text, short_text
 from refinery.init import Answers, write_recipe
 from refinery.init_sources import describe_source
-from refinery.recipe import Recipe, load_recipe, parse_recipe
+from refinery.recipe import MixStage, Recipe, load_recipe, parse_recipe
 from refinery.stages.pipeline import STAGES, selected_stages
 from refinery.stages.workspace import Run
 from tests.stages.corpus import ENGLISH, chinese, prose, sentence_text, write_jsonl
@@ -115,6 +115,14 @@ def test_training_counts_steps_budget_or_the_caps(tmp_path: Path) -> None:
     assert found.train_tokens == pytest.approx(4 * found.tokens, rel=0.01)
     with pytest.raises(ConfigError, match="preset"):
         of(recipe_of(tmp_path, train={"preset": "tinny"}))
+
+
+def test_a_heavy_domain_is_forecast_and_never_stops_a_run() -> None:
+    for name in ("web", "moon"):  # all of the input, and none of it
+        stage = MixStage.model_validate({"domain_heavy": name, "replay": 0.2})
+        assert _heavy(stage, {"web": 1e9, "replay": 1e9}) == {name: 0.8}
+    small = MixStage.model_validate({"domain_heavy": "law"})
+    assert _heavy(small, {"law": 2e6, "web": 9.8e7})["law"] == pytest.approx(0.98)
 
 
 def test_short_disk_warns_and_no_disk_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
