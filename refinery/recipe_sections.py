@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -99,13 +100,37 @@ class DedupDocuments(Section):
     jaccard: float = Field(0.8, gt=0.0, le=1.0, description="pairs at or above this true Jaccard are duplicates")
     ngram: int = Field(5, ge=1, le=64, description="shingle length")
     unit: Literal["words", "chars"] = Field("words", description="shingle unit; Han and kana characters count as words")
-    bands: str = Field("14x8", pattern=r"^\d+x\d+$", description="LSH bands x rows per band")
+    bands: str = Field(
+        "14x8", pattern=r"^(auto|datasketch:\d+|\d+x\d+)$", description="LSH bands x rows, auto, or datasketch:HASHES"
+    )
+    scope: Literal["global", "source", "dump"] = Field(
+        "global", description="compare documents with all others, within their source, or within their dump"
+    )
+    dump_field: str = Field(
+        "meta.dump",
+        pattern=r"^(url|date|source|domain|lang|meta(\.[^.]+)+)$",
+        description="where a document says of which dump it is",
+    )
+    dump_pattern: str | None = Field(None, description="regular expression; the dump is its first group, or the match")
+    url: bool = Field(False, description="of captures of one URL keep the newest")
     keep: tuple[Literal["quality", "longest", "newest", "source_order", "smallest_key"], ...] = Field(
         ("longest",), description="who stays in a group of duplicates, first rule first; ties by doc_key"
+    )
+    source_order: tuple[str, ...] = Field(
+        (), description="sources from best to worst for keep: source_order; default: as the inputs stand"
     )
     max_bucket_pairs: int = Field(
         64, ge=2, description="buckets up to this size give all pairs, larger ones pairs with representatives"
     )
+    index: tuple[str, ...] = Field((), description="workdirs of finished runs whose documents count as already there")
+
+    @model_validator(mode="after")
+    def _pattern(self) -> DedupDocuments:
+        try:
+            re.compile(self.dump_pattern or "")
+        except re.error as error:
+            raise ValueError(f"dump_pattern {self.dump_pattern!r} is no regular expression: {error}") from error
+        return self
 
 
 class Embeddings(Section):

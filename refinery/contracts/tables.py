@@ -161,18 +161,48 @@ GUARDS = _schema(("sentence_id", pa.int64(), False), ("features", pa.binary(), F
 
 PAIRS = _schema(("a", pa.int64(), False), ("b", pa.int64(), False), ("similarity", pa.float64(), False))
 
-BANDS = _schema(("key", pa.int64(), False), ("doc_id", pa.int64(), False), ("tie", pa.int64(), False))
+RUN_SHIFT = 55
+"""In tables that join several runs, ``doc_id`` has the number of the run above this bit; the run itself is 0."""
+
+BANDS = _schema(
+    ("key", pa.int64(), False),
+    ("doc_id", pa.int64(), False),
+    ("tie", pa.int64(), False),
+    ("scope", pa.int64(), False),
+    ("held", pa.bool_(), False),
+)
+
+SIGNATURES = _schema(("doc_id", pa.int64(), False), ("signature", pa.binary(), False))
 
 EXACT_KEYS = _schema(
     ("doc_id", pa.int64(), False),
     ("exact_key", pa.string(), False),
+    ("url_key", pa.int64(), True),
+    ("scope", pa.int64(), False),
     ("num_shingles", pa.int64(), False),
     ("priority", pa.int64(), False),
     ("quality", pa.float32(), True),
     ("num_bytes", pa.int64(), False),
     ("date", pa.string(), True),
-    ("source_rank", pa.int64(), False),
+    ("source", pa.string(), False),
     ("doc_key", pa.string(), False),
+)
+
+COPIES = _schema(("doc_id", pa.int64(), False), ("twin", pa.int64(), False), ("reason", pa.string(), False))
+
+CANDIDATE_PAIRS = _schema(
+    ("a", pa.int64(), False), ("b", pa.int64(), False), ("buckets", pa.int64(), False),
+    ("jaccard", pa.float64(), True),
+)  # fmt: skip
+
+FLIPS = _schema(
+    ("run", pa.int64(), False),
+    ("doc_id", pa.int64(), False),
+    ("doc_key", pa.string(), False),
+    ("keep", pa.bool_(), False),
+    ("drop_reason", pa.string(), True),
+    ("because_of", pa.string(), True),
+    ("jaccard", pa.float64(), True),
 )
 
 CANDIDATES = _schema(("doc_id", pa.int64(), False))
@@ -280,10 +310,14 @@ TABLES: dict[str, pa.Schema] = {
     "guards": GUARDS,
     "pairs": PAIRS,
     "bands": BANDS,
+    "signatures": SIGNATURES,
     "exact_keys": EXACT_KEYS,
     "candidates": CANDIDATES,
     "shingles": SHINGLES,
     "edges": EDGES,
+    "copies": COPIES,
+    "candidate_pairs": CANDIDATE_PAIRS,
+    "flips": FLIPS,
     "clusters": CLUSTERS,
     "sampled_ngrams": SAMPLED_NGRAMS,
     "containment": CONTAINMENT,

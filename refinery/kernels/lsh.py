@@ -27,6 +27,7 @@ NUM_REPRESENTATIVES = 4
 _BAND_SEED = np.uint64(0x5851F42D4C957F2D)
 _P = np.uint64(0xD6E8FEB86659FD93)
 _S32 = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
 
 
 class Bands(NamedTuple):
@@ -109,6 +110,32 @@ def choose_bands(
     return best
 
 
+def resolve_bands(name: str, target_jaccard: float) -> Bands:
+    """Return the bands that a recipe names.
+
+    Args:
+        name: ``"14x8"`` and the like; ``"auto"``: the cheapest by `choose_bands`; ``"datasketch:128"``: those that
+            datasketch would take for that many hashes.
+        target_jaccard: bound of the recipe.
+    Raises:
+        ConfigError: the name is of none of these forms, or no bands suit the bound.
+    """
+    if name == "auto":
+        return choose_bands(target_jaccard)
+    kind, _, hashes = name.partition(":")
+    if kind == "datasketch" and hashes.isdecimal():
+        return choose_bands_datasketch(target_jaccard, int(hashes))
+    return parse_bands(name)
+
+
+CURVE_JACCARDS = (0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+def collision_curve(bands: Bands) -> list[list[float]]:
+    """Return [Jaccard, share of the pairs of that similarity that become candidates] at `CURVE_JACCARDS`."""
+    return [[j, round(collision_probability(j, *bands), 6)] for j in CURVE_JACCARDS]
+
+
 def choose_bands_datasketch(threshold: float, num_hashes: int) -> Bands:
     """Return the bands that datasketch's ``MinHashLSH(threshold, num_perm)`` chooses (equal weights).
 
@@ -179,37 +206,66 @@ def _num_pairs(members: int, max_all_pairs: int, representatives: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _end_of_bucket(keys: np.ndarray, first: int) -> int:
+def _end_of_run(values: np.ndarray, first: int, end: int) -> int:
     last = first + 1
-    while last < len(keys) and keys[last] == keys[first]:
+    while last < end and values[last] == values[first]:
         last += 1
     return last
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_pairs(keys: np.ndarray, max_all_pairs: int, representatives: int) -> int:
-    total, first = 0, 0
-    while first < len(keys):
-        last = _end_of_bucket(keys, first)
-        total += _num_pairs(last - first, max_all_pairs, representatives)
-        first = last
-    return total
+def _cross_pairs(
+    scopes: np.ndarray, held: np.ndarray, docs: np.ndarray, span: tuple[int, int], most: int, out: np.ndarray, at: int
+) -> int:
+    """Pair up to `most` held-out members of a bucket with all of other scopes; write them if `out` has rows."""
+    first, last = span
+    taken = 0
+    for i in range(first, last):
+        if not held[i]:
+            continue
+        taken += 1
+        if taken > most:
+            break
+        for j in range(first, last):
+            if held[j] or scopes[j] == scopes[i]:
+                continue
+            if len(out):
+                out[at, 0], out[at, 1] = min(docs[i], docs[j]), max(docs[i], docs[j])
+            at += 1
+    return at
 
 
 @numba.njit(cache=True, nogil=True)
-def _write_pairs(keys: np.ndarray, docs: np.ndarray, max_all_pairs: int, representatives: int, out: np.ndarray) -> None:
+def _bucket_pairs(
+    keys: np.ndarray,
+    docs: np.ndarray,
+    scopes: np.ndarray,
+    held: np.ndarray,
+    limits: tuple[int, int],
+    out: np.ndarray,
+) -> int:
+    """Return the number of pairs; write them if `out` has rows. `scopes` and `held` may be empty: one scope."""
+    max_all_pairs, representatives = limits
     at, first = 0, 0
     while first < len(keys):
-        last = _end_of_bucket(keys, first)
-        outer_end = last
-        if last - first > max_all_pairs and last - first > representatives:
-            outer_end = first + representatives
-        for i in range(first, outer_end):
-            for j in range(i + 1, last):
-                out[at, 0] = min(docs[i], docs[j])
-                out[at, 1] = max(docs[i], docs[j])
-                at += 1
+        last = _end_of_run(keys, first, len(keys))
+        begin = first
+        while begin < last:
+            end = last if len(scopes) == 0 else _end_of_run(scopes, begin, last)
+            if len(out) == 0:
+                at += _num_pairs(end - begin, max_all_pairs, representatives)
+            else:
+                giant = end - begin > max_all_pairs and end - begin > representatives
+                for i in range(begin, begin + representatives if giant else end):
+                    for j in range(i + 1, end):
+                        out[at, 0], out[at, 1] = min(docs[i], docs[j]), max(docs[i], docs[j])
+                        at += 1
+            begin = end
+        if len(scopes) and scopes[first] != scopes[last - 1]:
+            most = last - first if last - first <= max_all_pairs else representatives
+            at = _cross_pairs(scopes, held, docs, (first, last), most, out, at)
         first = last
+    return at
 
 
 def candidate_pairs(
@@ -217,6 +273,8 @@ def candidate_pairs(
     docs: np.ndarray,
     max_all_pairs: int = MAX_ALL_PAIRS,
     num_representatives: int = NUM_REPRESENTATIVES,
+    scopes: np.ndarray | None = None,
+    held: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the pairs to verify of all buckets.
 
@@ -224,12 +282,17 @@ def candidate_pairs(
     members with every member, so that a bucket of 100,000 copies of one cookie page costs 400,000 pairs and not five
     thousand million; several, because one unlucky representative below the threshold would lose the bucket.
 
+    With scopes, members are paired inside their scope only; but held-out documents are paired with the others of every
+    scope, for validation text must stand nowhere in the training text.
+
     Args:
         keys: uint64 (or int64), shape (M,), equal keys adjacent: band keys sorted.
         docs: int64, shape (M,): distinct inside a bucket. The order inside a bucket decides which are representatives:
-            sort by (key, a hash of ``doc_key``) to make it the same for every partitioning.
+            sort by (key, scope, place in the keep order) to make it the same for every partitioning.
         max_all_pairs: largest bucket of which all pairs are taken.
         num_representatives: at least 1.
+        scopes: int64, shape (M,), equal scopes adjacent inside a key; None: one scope.
+        held: bool, shape (M,): held-out documents; goes with `scopes`.
     Returns: int64, shape (P, 2), smaller document first; a pair occurs once per bucket that it shares. The memory is
         allocated once, exactly.
 
@@ -242,10 +305,17 @@ def candidate_pairs(
         )
     if len(keys) != len(docs):
         raise ConfigError(f"{len(keys)} keys and {len(docs)} documents differ in number; pass one key per document")
+    if scopes is not None and (held is None or not len(keys) == len(scopes) == len(held)):
+        raise ConfigError(f"scopes and held-out flags must both have {len(keys)} entries, one per key")
     keys = np.ascontiguousarray(keys).view(np.uint64)
     docs = np.ascontiguousarray(docs, dtype=np.int64)
-    out = np.empty((_count_pairs(keys, max_all_pairs, num_representatives), 2), dtype=np.int64)
-    _write_pairs(keys, docs, max_all_pairs, num_representatives, out)
+    scopes = np.empty(0, np.int64) if scopes is None else np.ascontiguousarray(scopes, dtype=np.int64)
+    held = np.empty(0, np.bool_) if held is None or not len(scopes) else np.ascontiguousarray(held, dtype=np.bool_)
+    limits = (max_all_pairs, num_representatives)
+    count = _bucket_pairs(keys, docs, scopes, held, limits, np.empty((0, 2), dtype=np.int64))
+    out = np.empty((count, 2), dtype=np.int64)
+    if count:
+        _bucket_pairs(keys, docs, scopes, held, limits, out)
     return out
 
 
@@ -256,12 +326,17 @@ def bucket_pairs(
     return candidate_pairs(np.zeros(len(docs), dtype=np.uint64), docs, max_all_pairs, num_representatives)
 
 
-def unique_pairs(pairs: np.ndarray) -> np.ndarray:
-    """Return the distinct rows of an int64 array of shape (P, 2), sorted by both columns."""
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    ordered = pairs[order]
-    if len(ordered) == 0:
-        return ordered
-    fresh = np.ones(len(ordered), dtype=bool)
-    fresh[1:] = np.any(ordered[1:] != ordered[:-1], axis=1)
-    return ordered[fresh]
+def counted_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct rows of an int64 array of shape (P, 2), sorted by both columns, and how often each occurs.
+
+    Both columns are numbered densely first, so that one sort of a uint64 does the work of two.
+    """
+    if not len(pairs):
+        return pairs.reshape(0, 2), np.empty(0, dtype=np.int64)
+    ids, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(pairs.shape).astype(np.uint64)
+    packed = np.sort((places[:, 0] << _S32) | places[:, 1])
+    starts = np.flatnonzero(np.r_[True, packed[1:] != packed[:-1]])
+    distinct = packed[starts]
+    out = np.stack([ids[(distinct >> _S32).astype(np.int64)], ids[(distinct & _LOW).astype(np.int64)]], axis=1)
+    return out, np.diff(np.r_[starts, len(packed)])

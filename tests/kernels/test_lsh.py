@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from refinery.kernels.lsh import (
     choose_bands,
     choose_bands_datasketch,
     collision_probability,
+    counted_pairs,
     parse_bands,
-    unique_pairs,
+    resolve_bands,
 )
 from refinery.kernels.minhash import signatures
 from tests.kernels.reference_minhash import band_keys_of
@@ -114,10 +116,46 @@ def test_a_giant_bucket_stays_linear_and_connected():
     assert len(np.unique(pairs)) == 100_000
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30))
-def test_unique_pairs_are_the_set_of_pairs(rows):
+@given(st.lists(st.tuples(st.integers(-5, 2**60), st.integers(0, 5)), max_size=30))
+def test_counted_pairs_are_the_bag_of_pairs(rows):
     pairs = np.array(rows, dtype=np.int64).reshape(len(rows), 2)
-    assert [tuple(p) for p in unique_pairs(pairs).tolist()] == sorted(set(rows))
+    distinct, counts = counted_pairs(pairs)
+    assert dict(zip(map(tuple, distinct.tolist()), counts.tolist(), strict=True)) == dict(Counter(rows))
+    assert [tuple(p) for p in distinct.tolist()] == sorted(set(rows))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=24),
+    st.integers(1, 6), st.integers(1, 3),
+)  # fmt: skip
+def test_scopes_part_buckets_and_held_out_documents_meet_all(rows, most, representatives):
+    rows = sorted(rows, key=lambda r: r[:2])
+    keys, scopes, held = ([r[k] for r in rows] for k in range(3))
+    pairs = candidate_pairs(
+        np.array(keys, np.uint64), np.arange(len(rows)), most, representatives, np.array(scopes, np.int64),
+        np.array(held, bool),
+    )  # fmt: skip
+    expected = Counter()
+    for key in set(keys):
+        bucket = [i for i, k in enumerate(keys) if k == key]
+        for scope in {scopes[i] for i in bucket}:
+            mine = [i for i in bucket if scopes[i] == scope]
+            for x, y in itertools.combinations(range(len(mine)), 2):
+                if len(mine) <= most or x < representatives:
+                    expected[mine[x], mine[y]] += 1
+        out = [i for i in bucket if held[i]][: len(bucket) if len(bucket) <= most else representatives]
+        for i, j in itertools.product(out, bucket):
+            if scopes[i] != scopes[j] and not held[j]:
+                expected[min(i, j), max(i, j)] += 1
+    assert Counter(map(tuple, pairs.tolist())) == expected
+
+
+def test_bands_that_a_recipe_names():
+    assert resolve_bands("auto", 0.8) == Bands(14, 8)
+    assert resolve_bands("20x13", 0.8) == Bands(20, 13)
+    assert resolve_bands("datasketch:128", 0.8) == Bands(9, 13)
+    with pytest.raises(ConfigError):
+        resolve_bands("datasketch", 0.8)
 
 
 def test_wrong_bounds_are_refused():

@@ -8,7 +8,7 @@ import pytest
 
 from refinery.errors import ConfigError
 from refinery.recipe import parse_recipe
-from refinery.stages.dedup_clusters import keep_rank, resolve_clusters, resolve_exact
+from refinery.stages.dedup_clusters import keep_rank, resolve_clusters, resolve_copies
 
 
 def nodes(**columns):
@@ -16,11 +16,14 @@ def nodes(**columns):
     base = {
         "doc_id": list(range(count)),
         "exact_key": ["same"] * count,
+        "url_key": [None] * count,
+        "scope": [0] * count,
         "priority": [3] * count,
         "quality": [None] * count,
         "num_bytes": [10] * count,
         "date": [None] * count,
         "source_rank": [0] * count,
+        "age": [0] * count,
         "doc_key": [f"{i:032x}" for i in range(count)],
     }
     return pa.table({**base, **columns})
@@ -49,7 +52,7 @@ def test_validation_and_roles_come_before_the_policy():
 def test_a_train_twin_of_a_validation_document_goes_even_without_a_direct_edge():
     table = nodes(priority=[0, 3, 3], num_bytes=[10, 20, 30])
     edges = pa.table({"a": [0, 1], "b": [1, 2], "jaccard": [0.9, 0.85]})
-    exact = resolve_exact(table.slice(0, 0), ("longest",))
+    exact = resolve_copies(table.slice(0, 0), ("longest",), url=False)
     made = resolve_clusters(table, exact, edges, ("longest",), 2).table.to_pylist()
     assert [row["representative"] for row in made] == [True, False, False]
     assert {row["drop_reason"] for row in made[1:]} == {"dedup_documents.twin_of_validation"}
@@ -58,7 +61,7 @@ def test_a_train_twin_of_a_validation_document_goes_even_without_a_direct_edge()
 
 def test_an_exact_copy_goes_with_its_twin_over_the_twins_edge():
     table = nodes(num_bytes=[50, 20, 20])
-    exact = pa.table({"doc_id": [2], "twin": [1], "short": [False]})
+    exact = pa.table({"doc_id": [2], "twin": [1], "reason": ["exact"]})
     edges = pa.table({"a": [0], "b": [1], "jaccard": [0.83]})
     made = resolve_clusters(table, exact, edges, ("longest",), 1).table.to_pylist()
     assert made[0]["representative"]
