@@ -16,6 +16,7 @@ import typer
 
 from refinery import cli_train, forecast
 from refinery.cli_ablate import ablate
+from refinery.cli_bands import bands
 from refinery.cli_calibrate import calibrate
 from refinery.cli_export import export_app
 from refinery.cli_plan import plan_app
@@ -40,6 +41,7 @@ app.add_typer(plan_app, name="plan")
 app.command()(calibrate)
 app.command()(remix)
 app.command()(retune)
+app.command()(bands)
 app.command()(ablate)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")]

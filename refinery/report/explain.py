@@ -213,13 +213,30 @@ def _cluster(workdir: str, doc_id: int) -> dict[str, Any] | None:
 def _twin(workdir: str, ingest: StageManifest, doc_id: int, twin_key: str) -> dict[str, Any]:
     cluster = _cluster(workdir, doc_id)
     told: dict[str, Any] = {"doc_key": twin_key, "jaccard": cluster["jaccard"] if cluster else None}
-    place = find_keys(workdir, [twin_key], sorted(ingest.part_hashes("documents"))).get(twin_key)
+    home, place = _home_of(workdir, ingest, doc_id, twin_key)
     if place is None:
         return told
-    mine, twin = (read_texts(workdir, [Sample(d, "", "")], _DIFF_CHARS)[0] for d in (doc_id, place))
-    identity = _identity(workdir, place)
+    mine = read_texts(workdir, [Sample(doc_id, "", "")], _DIFF_CHARS)[0]
+    twin = read_texts(home, [Sample(place, "", "")], _DIFF_CHARS)[0]
+    identity = _identity(home, place)
     told |= {name: identity[name] for name in ("doc_id", "source", "url", "split", "num_bytes")}
+    told |= {"run": home} if home != workdir else {}
     return {**told, "diff": [list(piece) for piece in word_diff(mine.excerpt, twin.excerpt)]}
+
+
+def _home_of(workdir: str, ingest: StageManifest, doc_id: int, twin_key: str) -> tuple[str, int | None]:
+    """Return (workdir, doc_id) of a twin: in this run, or in one of its index (there it can have the same key)."""
+    place = find_keys(workdir, [twin_key], sorted(ingest.part_hashes("documents"))).get(twin_key)
+    if place is not None and place != doc_id:
+        return workdir, place
+    dedup = load_stage(workdir, "dedup_documents")
+    for home in dedup.volatile.get("index_runs", []) if dedup is not None else []:
+        theirs = load_stage(home, "ingest")
+        parts = sorted(theirs.part_hashes("documents")) if theirs is not None else []
+        place = find_keys(home, [twin_key], parts).get(twin_key)
+        if place is not None:
+            return home, place
+    return workdir, None
 
 
 def shard_rows(workdir: str, stream: str, doc_key: str) -> list[dict[str, Any]]:
@@ -326,7 +343,7 @@ def _outcome_lines(told: Mapping[str, Any]) -> list[str]:
 def _twin_lines(twin: Mapping[str, Any]) -> list[str]:
     jaccard = f", Jaccard {twin['jaccard']:.3f}" if twin["jaccard"] is not None else ""
     source = f" from {twin['source']} ({twin['split']})" if "source" in twin else ""
-    lines = [f"  twin {twin['doc_key']}{source}{jaccard}"]
+    lines = [f"  twin {twin['doc_key']}{source}{jaccard}" + (f", in {twin['run']}" if "run" in twin else "")]
     if "diff" in twin:
         shown: Sequence[str] = [_MARKS[kind].format(text) for kind, text in twin["diff"]]
         lines += ["  words only here [-so-], only in the twin {+so+}:", ""] + ["    " + line for line in

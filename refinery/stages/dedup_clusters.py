@@ -35,6 +35,8 @@ class Clusters:
     def by_part(self) -> dict[int, pa.Table]:
         """Return the rows of each part of this run that has any."""
         own = self.own()
+        if not own.num_rows:
+            return {}
         parts = own.column("doc_id").to_numpy() >> PART_SHIFT
         numbers, starts = np.unique(parts, return_index=True)
         ends = np.append(starts[1:], len(parts))
@@ -66,6 +68,16 @@ class Clusters:
             "cluster_sizes": histogram,
             "num_verified_edges": self.edges.num_rows,
         }
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found and written, for the decisions and the manifest."""
+
+    cluster_hashes: dict[int, str]
+    """Part -> hash of its rows of `clusters`."""
+    facts: dict[str, Any]
+    volatile: dict[str, Any]
 
 
 _KEEP_KEYS = {
@@ -116,13 +128,20 @@ def resolve_copies(nodes: pa.Table, policy: Sequence[str], *, url: bool) -> pa.T
         policy: keep policy.
         url: whether URLs count.
     """
-    found = []
-    if url:
-        with_url = nodes.filter(pc.is_valid(nodes.column("url_key")))
-        group = _codes(with_url.column("url_key").to_numpy(), with_url.column("scope").to_numpy())
-        best = _best_of(group, keep_rank(with_url, ("newest", *policy)))
-        found.append(_losers(with_url, best, URL))
-        nodes = nodes.filter(pc.invert(pc.is_in(nodes.column("doc_id"), found[0].column("doc_id"))))
+    found = url_copies(nodes, policy) if url else COPIES.empty_table()
+    rest = nodes.filter(pc.invert(pc.is_in(nodes.column("doc_id"), found.column("doc_id"))))
+    return pa.concat_tables([found, text_copies(rest, policy)]).sort_by("doc_id")
+
+
+def url_copies(nodes: pa.Table, policy: Sequence[str]) -> pa.Table:
+    """Return the older captures of each URL; arguments as `resolve_copies`."""
+    with_url = nodes.filter(pc.is_valid(nodes.column("url_key")))
+    group = _codes(with_url.column("url_key").to_numpy(), with_url.column("scope").to_numpy())
+    return _losers(with_url, _best_of(group, keep_rank(with_url, ("newest", *policy))), URL)
+
+
+def text_copies(nodes: pa.Table, policy: Sequence[str]) -> pa.Table:
+    """Return the worse ones of equal texts; arguments as `resolve_copies`."""
     nodes = nodes.combine_chunks()
     texts = nodes.column("exact_key")
     codes = texts.combine_chunks().dictionary_encode().indices.to_numpy() if nodes.num_rows else np.empty(0, np.int32)
@@ -132,8 +151,7 @@ def resolve_copies(nodes: pa.Table, policy: Sequence[str], *, url: bool) -> pa.T
     overall = _best_of(codes.astype(np.int64), rank)
     best = np.where(~held & held[overall], overall, best)
     short = pc.starts_with(texts, SHORT_PREFIX).to_numpy(zero_copy_only=False).astype(bool)
-    found.append(_losers(nodes, best, np.where(short, SHORT, EXACT)))
-    return pa.concat_tables(found).sort_by("doc_id")
+    return _losers(nodes, best, np.where(short, SHORT, EXACT))
 
 
 def _codes(first: np.ndarray, second: np.ndarray) -> np.ndarray:

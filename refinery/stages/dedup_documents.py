@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import time
 import unicodedata
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,9 +45,10 @@ from refinery.kernels.lsh import collision_curve, parse_bands, resolve_bands
 from refinery.recipe import Recipe
 from refinery.stages import dedup_local
 from refinery.stages.decisions import decisions_table, located
-from refinery.stages.dedup_clusters import resolve_clusters, resolve_copies, with_ranks
+from refinery.stages.dedup_clusters import Found, resolve_clusters, resolve_copies, with_ranks
 from refinery.stages.dedup_index import Index, flips, open_index
 from refinery.stages.dedup_keys import ALGORITHM_VERSION, NAME, DedupTask, keys_part, shingles_part
+from refinery.stages.dedup_spark import find_in_spark
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.tallies import TALLY_COLUMNS, tally
 from refinery.stages.workspace import (
@@ -60,16 +60,6 @@ from refinery.stages.workspace import (
     up_to_date,
     upstream_of,
 )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What steps 2-5 leave for the decisions and the manifest."""
-
-    cluster_hashes: dict[int, str]
-    """Part -> hash of its rows of `clusters`."""
-    facts: dict[str, Any]
-    volatile: dict[str, Any]
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:
@@ -91,7 +81,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     task = DedupTask(recipe.workdir, recipe.seed, recipe_slice, upto, run_.slice_rows, seen, index.runs)
     parts = sorted(seen)
     keyed = run_part_tasks(run_.spark, parts, functools.partial(keys_part, task), run_.report_progress(NAME))
-    found = _in_one_process(run_, task, index, fingerprint)
+    found = _find(run_, task, index, sum(r["num_band_rows"] for r in keyed), fingerprint)
     decided = run_part_tasks(
         run_.spark, parts, functools.partial(decisions_part, task, fingerprint, found.cluster_hashes)
     )
@@ -107,7 +97,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         counts=counts,
         facts={
             **found.facts,
-            **{name: sum(r[name] for r in keyed) for name in ("num_without_shingles", "num_without_dump")},
+            **{name: sum(r[name] for r in keyed) for name in _KEY_FACTS},
             "collision_curve": collision_curve(parse_bands(recipe_slice["bands"])),
         },
         volatile={
@@ -117,6 +107,9 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
         },
     )
     return commit_stage(run_, manifest, started)
+
+
+_KEY_FACTS = ("num_without_shingles", "num_without_dump", "num_band_rows")
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -142,6 +135,16 @@ def source_order(task: DedupTask, index: Index) -> list[str]:
     """Return all sources from best to worst: those that the recipe orders, those of the index, the inputs."""
     named = [*task.settings["source_order"], *index.sources, *task.settings["sources"]]
     return list(dict.fromkeys(named))
+
+
+def _find(run_: Run, task: DedupTask, index: Index, num_rows: int, fingerprint: str) -> Found:
+    """Take steps 2-5 in one process while the rows fit, else in Spark."""
+    if num_rows + index.num_band_rows <= dedup_local.ONE_PROCESS_ROWS:
+        return _in_one_process(run_, task, index, fingerprint)
+    found, written = find_in_spark(run_, task, index, source_order(task, index), fingerprint)
+    for name, numbers in written.items():
+        _keep_parts(task, name, numbers)
+    return found
 
 
 def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) -> Found:

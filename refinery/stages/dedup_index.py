@@ -45,13 +45,14 @@ class Index:
     """Number of a run inside the base's tables (0: the base itself) -> its number here."""
     sources: tuple[str, ...]
     """Sources of all runs, in order of first appearance."""
+    num_band_rows: int
 
     def covered(self) -> frozenset[int]:
         """Return the numbers of the runs whose documents the base knows."""
         return frozenset(self.base_runs.values())
 
 
-NO_INDEX = Index((), {}, 0, {}, ())
+NO_INDEX = Index((), {}, 0, {}, (), 0)
 
 
 def open_index(workdir: str, settings: Mapping[str, Any]) -> Index:
@@ -90,6 +91,7 @@ def open_index(workdir: str, settings: Mapping[str, Any]) -> Index:
         number[base],
         base_runs,
         tuple(dict.fromkeys(sources)),
+        sum(int(manifests[path].facts["num_band_rows"]) for path in order),
     )
 
 

@@ -100,7 +100,7 @@ def keys_part(task: DedupTask, part: int) -> dict[str, Any]:
     columns += ["url"] if task.settings["url"] else []
     if task.settings["scope"] == "dump":
         columns += [c for c in (task.settings["dump_field"].partition(".")[0],) if c not in columns]
-    facts = {"num_without_shingles": 0, "num_without_dump": 0}
+    facts = {"num_without_shingles": 0, "num_without_dump": 0, "num_band_rows": 0}
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
         scores = quality.take(pa.array(piece.rows)) if quality is not None else pa.nulls(len(piece.rows), pa.float32())
         for name, table in _keys_of(task, piece.table.append_column("quality", scores), facts).items():
@@ -139,6 +139,7 @@ def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[st
     keys = band_keys(signed.values[valid], task.num_bands).view(np.int64)
     ties = bucket_order(exact, task.settings["keep"])[valid]
     many = task.num_bands
+    facts["num_band_rows"] += keys.size
     bands = pa.table(
         {
             "key": keys.ravel(),

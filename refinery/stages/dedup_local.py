@@ -54,7 +54,7 @@ def tables_of_runs(task: DedupTask, name: str, schema: pa.Schema) -> pa.Table:
     """Return a per-document table of this run and of those of its index as one."""
     tables = [schema.empty_table()]
     for run, workdir, part in parts_of_runs(task, name):
-        tables.append(in_run(run, part_files.read_part(workdir, NAME, name, part).cast(schema)))
+        tables.append(in_run(run, part_files.read_part(workdir, NAME, name, part)).cast(schema))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -82,9 +82,7 @@ def local_pairs(task: DedupTask, index: Index, copies: pa.Table) -> Pairs:
     return _balance(base_pairs(index), gone, come)
 
 
-def _balance(
-    base: pa.Table, gone: tuple[np.ndarray, np.ndarray], come: tuple[np.ndarray, np.ndarray]
-) -> Pairs:
+def _balance(base: pa.Table, gone: tuple[np.ndarray, np.ndarray], come: tuple[np.ndarray, np.ndarray]) -> Pairs:
     """Take pairs out of the base's and put others in; those that stand in no bucket any more are left out."""
     known_rows = np.stack([base.column("a").to_numpy(), base.column("b").to_numpy()], axis=1)
     rows = np.concatenate([known_rows, gone[0], come[0]])
