@@ -38,10 +38,12 @@ FILES = {
         *("docs/en-peps.jsonl.gz", "books/en-eltec-novels.jsonl.gz", "neardup/en-rust-book-src.jsonl.gz"),
         *("neardup/en-rust-book-2021.jsonl.gz", "dialogue/en-schema-guided.jsonl.gz"),
         *("neardup/en-spdx-licence-texts.jsonl.gz", "neardup/en-rust-book-redirect-stubs.jsonl.gz"),
+        *("code/registry-packages.jsonl.gz", "junk/spamassassin-emails.jsonl.gz"),
     ),
     "zh": (
         *("law/zh-laws.jsonl.gz", "docs/zh-oi-wiki.jsonl.gz", "docs/zh-rust-book.jsonl.gz"),
         *("books/zh-classic-novels.jsonl.gz", "encyclopaedia/zh-wikipedia-paragraphs.jsonl.gz"),
+        "dialogue/zh-crosswoz.jsonl.gz",
     ),
 }
 MAX_BYTES = 16_000
@@ -117,7 +119,7 @@ def altered(rng: random.Random, text: str, language: str, op: str, rate: float) 
     return "".join(out)
 
 
-def planted(num_bytes: int, seed: int = 1, copies: float = 0.2, zh_share: float = 0.35) -> tuple[bool, list[dict]]:
+def planted(num_bytes: int, seed: int = 1, copies: float = 0.2, zh_share: float = 0.45) -> tuple[bool, list[dict]]:
     """Return (the texts are real, rows of the collection in random order).
 
     Args:

@@ -100,6 +100,9 @@ class DedupDocuments(Section):
     jaccard: float = Field(0.8, gt=0.0, le=1.0, description="pairs at or above this true Jaccard are duplicates")
     ngram: int = Field(5, ge=1, le=64, description="shingle length")
     unit: Literal["words", "chars"] = Field("words", description="shingle unit; Han and kana characters count as words")
+    chinese: Literal["characters", "words"] = Field(
+        "characters", description="what counts as a word of Chinese: every character, or the words of segmentation"
+    )
     bands: str = Field(
         "14x8", pattern=r"^(auto|datasketch:\d+|\d+x\d+)$", description="LSH bands x rows, auto, or datasketch:HASHES"
     )
@@ -130,6 +133,8 @@ class DedupDocuments(Section):
             re.compile(self.dump_pattern or "")
         except re.error as error:
             raise ValueError(f"dump_pattern {self.dump_pattern!r} is no regular expression: {error}") from error
+        if self.chinese == "words" and self.unit == "chars":
+            raise ValueError("chinese: words needs unit: words; characters are never joined to words")
         return self
 
 

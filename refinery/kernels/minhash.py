@@ -34,10 +34,12 @@ from refinery.kernels.shingles import (
     check_shingles,
     keep_tail,
     roll_shingles,
+    scan_segmented,
     scan_table,
     scan_words,
 )
 from refinery.kernels.text import TextViews
+from refinery.kernels.words import boundary_flags
 
 FORMAT_VERSION = 1
 """Version of stored signatures; a change of shingles or of the family changes it."""
@@ -129,14 +131,15 @@ def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, family: np.ndarray, 
 
 @numba.njit(cache=True, nogil=True)
 def _sign_text(
-    offsets: np.ndarray,
-    data: np.ndarray,
+    views: TextViews,
+    flags: np.ndarray,
     table: np.ndarray,
     size: int,
     family: np.ndarray,
     out: np.ndarray,
     num_shingles: np.ndarray,
 ) -> None:
+    offsets, data = views.offsets, views.data
     words = np.empty(BLOCK_WORDS + size - 1, dtype=np.uint64)
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
     minima = np.empty(family.shape[1], dtype=np.uint64)
@@ -144,7 +147,10 @@ def _sign_text(
         minima[:] = _ALL_ONES
         position, end, filled, total = offsets[doc], offsets[doc + 1], 0, 0
         while position < end:
-            filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
+            if len(flags):
+                filled, position = scan_segmented(data, (position, end), table, flags, WORD_SEED, words, filled)
+            else:
+                filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
             count = roll_shingles(words, filled, size, block, 0)
             if count > 0:
                 _lower_minima(block, count, family, minima)
@@ -176,7 +182,7 @@ def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: in
     return out
 
 
-def signatures_of_text(views: TextViews, config: MinHashConfig) -> Signatures:
+def signatures_of_text(views: TextViews, config: MinHashConfig, boundaries: np.ndarray | None = None) -> Signatures:
     """Return the signatures of documents straight from their text; shingles exist one block at a time.
 
     Equal to `signatures` of `shingle_hashes`. Cost: O(bytes + shingles * H); memory besides the result is one block.
@@ -184,13 +190,18 @@ def signatures_of_text(views: TextViews, config: MinHashConfig) -> Signatures:
     Args:
         views: D documents.
         config: hashes, shingles and seed.
+        boundaries: segmented words, see `shingles.shingle_hashes`.
     Returns: see `Signatures`.
+
+    Raises:
+        SchemaError: `boundaries` has another length than the text.
     """
+    flags = boundary_flags(views, boundaries)
     family = hash_family(config.num_hashes, config.seed)
     out = np.empty((views.num_docs, config.num_hashes), dtype=np.uint32)
     num_shingles = np.zeros(views.num_docs, dtype=np.int64)
     table = scan_table(config.unit)
-    _sign_text(views.offsets, views.data, table, config.shingle_size, family, out, num_shingles)
+    _sign_text(views, flags, table, config.shingle_size, family, out, num_shingles)
     return Signatures(out, num_shingles)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from refinery.errors import ConfigError, SchemaError
 from refinery.hashing import splitmix64
 from refinery.kernels.text import TextViews
+from refinery.kernels.words import boundary_flags
 
 FORMAT_VERSION = 1
 """Changes with any change to the normalisation or to the formulas above."""
@@ -213,6 +214,42 @@ def _decode(data: np.ndarray, position: int, end: int) -> tuple[np.uint32, int]:
 
 
 @numba.njit(cache=True, nogil=True)
+def scan_segmented(
+    data: np.ndarray, span: tuple[int, int], table: np.ndarray, flags: np.ndarray, seed: np.uint64, words: np.ndarray,
+    filled: int,
+) -> tuple[int, int]:  # fmt: skip
+    """As `scan_words` over ``data[span[0]:span[1]]``, but characters of unspaced scripts make words by `flags`.
+
+    A word begins where `flags` (uint8, shape of `data`) is not zero; letters and such characters never share a word.
+    """
+    position, end = span
+    h, in_word, joined = seed, False, False
+    while position < end:
+        if filled == len(words) and not in_word:
+            return filled, position
+        code_point, width = np.uint32(data[position]), 1
+        if code_point >= 0x80:
+            code_point, width = _decode(data, position, end)
+        entry = table[code_point] if code_point < _TABLE_SIZE else np.uint32(_SKIP << 24)
+        kind = entry >> np.uint32(24)
+        apart = kind == _SINGLE and (not joined or flags[position] != 0)
+        if in_word and (kind == _BREAK or apart or (kind == _WORD and joined)):
+            words[filled] = (h ^ (h >> _S32)) * _Q
+            filled += 1
+            h, in_word, joined = seed, False, False
+            continue
+        if kind in (_WORD, _SINGLE) or (kind == _MARK and in_word):
+            h = (h ^ np.uint64(entry & np.uint32(0xFFFFFF))) * _P
+            in_word = True
+            joined = joined or kind == _SINGLE
+        position += width
+    if in_word:
+        words[filled] = (h ^ (h >> _S32)) * _Q
+        filled += 1
+    return filled, position
+
+
+@numba.njit(cache=True, nogil=True)
 def roll_shingles(words: np.ndarray, filled: int, size: int, out: np.ndarray, at: int) -> int:
     """Write the shingles of ``words[:filled]`` to ``out[at:]``; return how many (``max(0, filled - size + 1)``)."""
     if filled < size:
@@ -231,14 +268,18 @@ def roll_shingles(words: np.ndarray, filled: int, size: int, out: np.ndarray, at
 
 @numba.njit(cache=True, nogil=True)
 def _shingle_documents(
-    offsets: np.ndarray, data: np.ndarray, table: np.ndarray, size: int, out_offsets: np.ndarray, out: np.ndarray
+    views: TextViews, flags: np.ndarray, table: np.ndarray, size: int, out_offsets: np.ndarray, out: np.ndarray
 ) -> None:
+    offsets, data = views.offsets, views.data
     words = np.empty(BLOCK_WORDS + size, dtype=np.uint64)
     at = 0
     for doc in range(len(offsets) - 1):
         position, end, filled = offsets[doc], offsets[doc + 1], 0
         while position < end:
-            filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
+            if len(flags):
+                filled, position = scan_segmented(data, (position, end), table, flags, WORD_SEED, words, filled)
+            else:
+                filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
             at += roll_shingles(words, filled, size, out, at)
             filled = keep_tail(words, filled, size)
         out_offsets[doc + 1] = at
@@ -314,7 +355,9 @@ def check_shingles(offsets: np.ndarray, hashes: np.ndarray) -> None:
         raise SchemaError(f"shingle offsets do not fit {len(hashes)} hashes; pass D + 1 offsets, the last at most that")
 
 
-def shingle_hashes(views: TextViews, size: int = 5, unit: str = "words") -> Shingles:
+def shingle_hashes(
+    views: TextViews, size: int = 5, unit: str = "words", boundaries: np.ndarray | None = None
+) -> Shingles:
     """Return every shingle of every document, in text order, with repeats.
 
     A document of fewer than `size` words has none: it is compared by `words_hash`, not by similarity.
@@ -323,24 +366,29 @@ def shingle_hashes(views: TextViews, size: int = 5, unit: str = "words") -> Shin
         views: D documents.
         size: words (or characters) per shingle: 5 words in FineWeb (2406.17557), 13 characters in MAP-NEO.
         unit: ``"words"`` or ``"chars"``.
+        boundaries: segmented words for unit ``"words"``: uint8, shape of `views.data`, not zero at the first byte of
+            each; read at characters of unspaced scripts only. None: each such character is a word.
     Returns: see `Shingles`.
 
     Raises:
-        ConfigError: `size` or `unit` is out of bounds.
+        ConfigError: `size` or `unit` is out of bounds. SchemaError: `boundaries` has another length than the text.
     """
     check_shingle_size(size, unit)
+    flags = boundary_flags(views, boundaries)
     num_bytes = int(views.offsets[-1] - views.offsets[0])
     # Room for the most that can come: a word needs a separator behind it, a character of an unspaced script 3 bytes.
     room = num_bytes if unit == "chars" else num_bytes // 2 + views.num_docs
     out = np.empty(room, dtype=np.uint32)
     offsets = np.zeros(views.num_docs + 1, dtype=np.int64)
-    _shingle_documents(views.offsets, views.data, scan_table(unit), size, offsets, out)
+    _shingle_documents(views, flags, scan_table(unit), size, offsets, out)
     return Shingles(offsets, out[: offsets[-1]].copy())
 
 
-def shingle_sets(views: TextViews, size: int = 5, unit: str = "words") -> Shingles:
+def shingle_sets(
+    views: TextViews, size: int = 5, unit: str = "words", boundaries: np.ndarray | None = None
+) -> Shingles:
     """Return the set of shingles of every document: sorted, unique. Arguments and errors as in `shingle_hashes`."""
-    shingles = shingle_hashes(views, size, unit)
+    shingles = shingle_hashes(views, size, unit, boundaries)
     hashes = shingles.hashes
     bounds = shingles.offsets.tolist()
     # numpy sorts uint32 with vector instructions, several times faster than a sort compiled by numba, so a Python

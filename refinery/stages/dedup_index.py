@@ -26,7 +26,7 @@ from refinery.stages.workspace import load_stage
 
 MAX_RUNS = 255
 _SAME = (
-    *("jaccard", "ngram", "unit", "bands", "seed", "scope", "dump_field", "dump_pattern", "url", "keep"),
+    *("jaccard", "ngram", "unit", "chinese", "bands", "seed", "scope", "dump_field", "dump_pattern", "url", "keep"),
     *("max_bucket_pairs", "unicode"),
 )
 """Settings that must be those of the index: its keys, pairs and representatives depend on them."""

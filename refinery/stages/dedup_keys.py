@@ -23,6 +23,7 @@ from refinery.io import parts as part_files
 from refinery.io.survivors import read_survivors
 from refinery.kernels.lsh import band_keys, parse_bands
 from refinery.kernels.minhash import MinHashConfig, signatures_of_text
+from refinery.kernels.segmentation import segment_han
 from refinery.kernels.shingles import shingle_sets, words_hash
 from refinery.kernels.text import TextViews, text_views
 from refinery.kernels.urls import url_keys
@@ -33,7 +34,7 @@ SHORT_PREFIX = "words:"
 """Exact keys of documents too short for a shingle."""
 
 _ROLE_PRIORITY = {"target": 1, "replay": 2, "pool": 3}
-_KEY_SETTINGS = ("ngram", "unit", "bands", "seed", "scope", "dump_field", "dump_pattern", "url", "keep")
+_KEY_SETTINGS = ("ngram", "unit", "chinese", "bands", "seed", "scope", "dump_field", "dump_pattern", "url", "keep")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[st
         unit=task.settings["unit"],
         seed=stage_seed(task.seed, "minhash"),
     )
-    signed = signatures_of_text(views, config)
+    signed = signatures_of_text(views, config, word_boundaries(task.settings, views))
     doc_ids = table.column("doc_id").to_numpy()
     valid = signed.num_shingles > 0
     facts["num_without_shingles"] += int((~valid).sum())
@@ -154,6 +155,11 @@ def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[st
     binary = pa.Array.from_buffers(pa.binary(), int(valid.sum()), [None, offsets, data])
     signatures = pa.table({"doc_id": doc_ids[valid], "signature": binary}).cast(SIGNATURES)
     return {"exact_keys": exact, "bands": bands, "signatures": signatures}
+
+
+def word_boundaries(settings: dict[str, Any], views: TextViews) -> np.ndarray | None:
+    """Return the segmentation of Chinese where the recipe asks for words; None where a character is a word."""
+    return segment_han(views).boundaries if settings["chinese"] == "words" else None
 
 
 def _exact_keys(views: TextViews, text_hashes: pa.ChunkedArray, has_shingles: np.ndarray, unit: str) -> pa.Array:
@@ -273,7 +279,8 @@ def shingles_part(task: DedupTask, fingerprint: str, place: int) -> dict[str, An
 
 
 def _shingle_table(task: DedupTask, table: pa.Table) -> pa.Table:
-    sets = shingle_sets(text_views(table.column("text")), task.settings["ngram"], task.settings["unit"])
+    views = text_views(table.column("text"))
+    sets = shingle_sets(views, task.settings["ngram"], task.settings["unit"], word_boundaries(task.settings, views))
     data = pa.py_buffer(np.ascontiguousarray(sets.hashes, dtype="<u4"))
     offsets = pa.py_buffer((sets.offsets * 4).astype(np.int64))
     binary = pa.Array.from_buffers(pa.large_binary(), table.num_rows, [None, offsets, data])

@@ -165,4 +165,4 @@ def candidates_of(pairs: Pairs) -> np.ndarray:
 def by_place(ids: np.ndarray, shift: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (``id >> shift``, its ids) of sorted ids."""
     places, starts = np.unique(ids >> shift, return_index=True)
-    yield from zip(places.tolist(), np.split(ids, starts[1:]), strict=True)
+    yield from zip(places.tolist(), np.split(ids, starts[1:])[: len(places)], strict=True)

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 _NODE, _COPY, _EDGE = range(3)
 _GRAPH = pa.schema(
-    [("kind", pa.int32()), ("other", pa.int64()), ("jaccard", pa.float64()), ("reason", pa.string()), *EXACT_KEYS]
+    [
+        *(("kind", pa.int32()), ("other", pa.int64()), ("jaccard", pa.float64()), ("reason", pa.string())),
+        *(column.with_nullable(True) for column in EXACT_KEYS),
+    ]
 )
 
 

@@ -63,13 +63,14 @@ def word_hash(word: str, seed: int = WORD_SEED) -> int:
     return ((h ^ (h >> 32)) * Q) & MASK64
 
 
+def shingle_of(hashes: list[int]) -> int:
+    total = sum(h * M ** (len(hashes) - 1 - k) for k, h in enumerate(hashes)) & MASK64
+    return (((total ^ (total >> 32)) * R) & MASK64) >> 32
+
+
 def shingles_of(text: str, size: int, unit: str) -> list[int]:
     hashes = [word_hash(word) for word in words_of(text, unit)]
-    shingles = []
-    for first in range(len(hashes) - size + 1):
-        total = sum(h * M ** (size - 1 - k) for k, h in enumerate(hashes[first : first + size])) & MASK64
-        shingles.append((((total ^ (total >> 32)) * R) & MASK64) >> 32)
-    return shingles
+    return [shingle_of(hashes[first : first + size]) for first in range(len(hashes) - size + 1)]
 
 
 def words_hash_of(text: str, unit: str) -> tuple[int, int]:

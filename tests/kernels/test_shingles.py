@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinery.errors import ConfigError
+from refinery.errors import ConfigError, SchemaError
+from refinery.kernels.minhash import MinHashConfig, signatures, signatures_of_text
 from refinery.kernels.shingles import BLOCK_WORDS, scan_table, shingle_hashes, shingle_sets, table_digest, words_hash
 from refinery.kernels.text import TextViews, text_views, views_of
-from tests.kernels.reference_minhash import shingles_of, words_hash_of, words_of
+from tests.kernels.reference_minhash import shingle_of, shingles_of, word_hash, words_hash_of, words_of
 
 ALPHABET = "aBzÉßİΣςЖя12٣①中文法〇々かナｱー한국ไทย😀❤\ufe0f\u0301\u200b\u200d\u00ad \t\r\n\0.,，。'_-𠀀ǅﬀ\U000e0101"
 documents = st.lists(st.text(alphabet=st.one_of(st.sampled_from(ALPHABET), st.characters(codec="utf-8")), max_size=80))
@@ -128,3 +130,60 @@ def test_slices_of_arrow_columns_and_nulls(kind):
     column = pa.array(texts, type=kind).slice(1, 3)
     expected = [shingles_of(text or "", 2, "words") for text in texts[1:4]]
     assert per_document(shingle_hashes(text_views(column), 2)) == expected
+
+
+def _segmented_words(text: str, starts: list[bool]) -> list[str]:
+    """Join the characters of unspaced scripts that begin no segmented word to the word before them."""
+    words: list[str] = []
+    joined = False
+    for character, begins in zip(text, starts, strict=True):
+        own = words_of(character, "words") if unicodedata.category(character)[0] != "M" else []
+        single = own and words_of("a" + character + "a", "words") == ["a", *own, "a"]
+        if single and joined and not begins:
+            words[-1] += own[0]
+        elif single:
+            words.append(own[0])
+        else:
+            words.append(character)  # letters, marks, separators: one run, split below
+        joined = bool(single) if unicodedata.category(character) != "Cf" else joined
+    return words
+
+
+@given(st.text(alphabet="中文法〇国人aB1 ，。", max_size=60), st.data(), sizes)
+def test_segmented_characters_make_words(text, data, size):
+    starts = data.draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text)))
+    words, run = [], ""
+    for piece in _segmented_words(text, starts):
+        if piece.isascii() and piece.isalnum():
+            run += piece.lower()
+            continue
+        words += [run] if run else []
+        words += [piece] if piece.isalnum() else []
+        run = ""
+    words += [run] if run else []
+    hashes = [word_hash(word) for word in words]
+    flags = np.array([flag for c, s in zip(text, starts, strict=True) for flag in [s] * len(c.encode())], np.uint8)
+    views = views_of([text])
+    found = shingle_hashes(views, size, boundaries=flags)
+    assert found.hashes.tolist() == [shingle_of(hashes[k : k + size]) for k in range(len(hashes) - size + 1)]
+    signed = signatures_of_text(views, MinHashConfig(num_hashes=8, shingle_size=size), flags)
+    assert np.array_equal(signed.values, signatures(found.offsets, found.hashes, 8, 1))
+
+
+@given(documents)
+def test_a_flag_on_every_byte_is_no_segmentation(texts):
+    views = views_of(texts)
+    every = shingle_hashes(views, 2, boundaries=np.ones(len(views.data), np.uint8))
+    assert per_document(every) == per_document(shingle_hashes(views, 2))
+
+
+def test_segmented_words_cross_blocks():
+    text = "中文法国人" * 3000
+    views = views_of([text])
+    flags = np.zeros(len(views.data), np.uint8)
+    flags[::15] = 1
+    word = word_hash("中文法国人")
+    assert set(shingle_hashes(views, 3, boundaries=flags).hashes.tolist()) == {shingle_of([word] * 3)}
+    assert len(shingle_hashes(views, 3, boundaries=flags).hashes) == 2998
+    with pytest.raises(SchemaError, match="boundaries"):
+        shingle_hashes(views, 3, boundaries=flags[1:])

@@ -1,0 +1,112 @@
+"""Graphs made to break things: a giant bucket, a long chain, and both ways through them."""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from refinery.kernels.components import components
+from refinery.stages.dedup_components import spark_components
+from tests.stages.corpus import ENGLISH, prose, write_jsonl
+from tests.stages.runs import run_stages, whole_table
+
+
+def _run_copies(spark, root, count, parts):
+    """Run `count` pages of one template, each with a word of its own; return (pairs, kept, largest cluster)."""
+    template = prose(random.Random(3), ENGLISH, 120)
+    rows = []
+    for n in range(count):
+        words = list(template)
+        words[7 + n % 100] = f"novelty{n}"
+        rows.append({"id": f"p{n}", "text": " ".join(words)})
+    write_jsonl(root / "in.jsonl", rows)
+    values = {
+        "name": "giant", "workdir": str(root / "run"), "seed": 1,
+        "inputs": [{"source": "s", "domain": "d", "format": "jsonl", "paths": [str(root / "in.jsonl")]}],
+        "ingest": {"part_bytes": count * 800 // parts, "validation_frac": 0.0},
+        "dedup_documents": {"keep": ["longest"]},
+    }  # fmt: skip
+    made = run_stages(spark, values, ("ingest", "dedup_documents"))["dedup_documents"]
+    kept = sum(c.docs for c in made.counts if c.kind == "kept")
+    return made.volatile["num_candidate_pairs"], kept, made.facts["largest_cluster"]
+
+
+@pytest.mark.spark
+def test_a_giant_bucket_stays_linear(spark, tmp_path):
+    pairs, kept, largest = _run_copies(spark, tmp_path, 3000, 3)
+    assert pairs < 60 * 3000 < 3000 * 2999 // 2
+    assert largest == 3000
+    assert kept == 1
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_two_hundred_thousand_near_copies_in_two_gigabytes(spark, tmp_path):
+    """The whole stage in a process of its own, whose peak is its own; workers of the session are counted beside it."""
+    code = (
+        "import resource, sys; from pathlib import Path; from refinery.recipe import Spark\n"
+        "from refinery.stages.session import make_session\n"
+        "from tests.stages.test_dedup_giants import _run_copies\n"
+        "spark = make_session(Spark(master='local[2]', driver_memory='1g'), 'giant')\n"
+        "print(_run_copies(spark, Path(sys.argv[1]), 200_000, 12))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    told, peak = done.stdout.strip().splitlines()[-2:]
+    pairs, kept, largest = map(int, told.strip("()").split(","))
+    assert pairs < 60 * 200_000
+    assert (kept, largest) == (1, 200_000)
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert int(peak) * 1024 < 2 * 10**9
+    assert workers * 1024 < 2 * 10**9
+
+
+def _labels(spark, left, right):
+    labels, rounds = spark_components(spark.createDataFrame(pa.table({"a": left, "b": right})))
+    table = labels.toArrow().sort_by("node")
+    return table.column("node").to_numpy(), table.column("label").to_numpy(), rounds
+
+
+def _chain(length):
+    """Return a chain whose nodes lie in no order: the worst case of labels that walk."""
+    nodes = np.random.default_rng(1).permutation(length).astype(np.int64) * 7
+    return nodes[:-1], nodes[1:]
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("make", ["random", "chain"])
+def test_spark_components_equal_union_find(spark, make):
+    rng = np.random.default_rng(4)
+    if make == "random":
+        left, right = rng.integers(0, 900, 700) << 33, rng.integers(0, 900, 700) << 33
+        left, right = np.append(left, [5, 6]), np.append(right, [5, 5])
+    else:
+        left, right = _chain(3000)
+    nodes, labels, rounds = _labels(spark, left, right)
+    expected = components(left, right)
+    assert np.array_equal(nodes, expected.nodes)
+    assert np.array_equal(labels, expected.labels)
+    assert rounds <= 14
+
+
+@pytest.mark.slow
+@pytest.mark.spark
+def test_a_chain_of_a_million_settles_in_logarithmic_rounds(spark):
+    left, right = _chain(1_000_000)
+    nodes, labels, rounds = _labels(spark, left, right)
+    assert len(nodes) == 1_000_000
+    assert not labels.any()
+    assert rounds <= 25
+
+
+@pytest.mark.spark
+def test_clusters_are_found_in_the_table_that_mix_reads(spark, tmp_path):
+    _run_copies(spark, tmp_path, 40, 1)
+    rows = whole_table(str(tmp_path / "run"), "dedup_documents", "clusters", ["doc_id", "size", "representative"])
+    assert rows.filter(rows.column("representative")).column("size").to_pylist() == [40]
