@@ -75,7 +75,7 @@ def copies_frame(nodes: DataFrame, task: DedupTask, sources: Sequence[str]) -> D
     if task.settings["url"]:
         rows = _repeated(nodes.where("url_key is not null"), ["url_key", "scope"])
         kernel = functools.partial(_copies, url_copies, sources, policy)
-        found = whole_partitions(rows, kernel, COPIES, EXACT_KEYS).persist()
+        found = whole_partitions(rows, kernel, COPIES, EXACT_KEYS).localCheckpoint()
         nodes = nodes.join(found.select("doc_id"), "doc_id", "left_anti")
     kernel = functools.partial(_copies, text_copies, sources, policy)
     texts = whole_partitions(_repeated(nodes, ["exact_key"]), kernel, COPIES, EXACT_KEYS)
@@ -112,7 +112,7 @@ def pairs_frame(spark: SparkSession, task: DedupTask, index: Index, copies: Data
     marked = marked.withColumn("now", f.col("gone").isNull())
     marked = marked.withColumn("before", covered & f.col("was_gone").isNull())
     touched = marked.where("now <> before").select("key").distinct()
-    marked = marked.join(touched, "key", "left_semi").persist()
+    marked = marked.join(touched, "key", "left_semi").localCheckpoint()
     gone = _bucket_pairs(marked.where("before"), limit).withColumn("weight", -f.col("weight"))
     come = _bucket_pairs(marked.where("now"), limit)
     base = _base(spark, index, "pairs", PAIRS).select("a", "b", f.col("buckets").alias("weight"), "jaccard")
@@ -242,6 +242,13 @@ def write_spread(task: DedupTask, frame: DataFrame, name: str, schema: pa.Schema
     placed = frame.withColumn("file", f.pmod(f.col(schema.names[0]), f.lit(files)))
     written = apply_groups(placed, ["file"], functools.partial(_write_file, task.workdir, name, schema, fingerprint))
     return {r["file"] for r in written}
+
+
+def read_spread(spark: SparkSession, task: DedupTask, name: str, schema: pa.Schema, files: set[int]) -> DataFrame:
+    """Return a table that `write_spread` wrote."""
+    if files:
+        return read_table(spark, task.workdir, NAME, name, schema.names, sorted(files))
+    return spark.createDataFrame(schema.empty_table())
 
 
 def _write_file(workdir: str, name: str, schema: pa.Schema, fingerprint: str, table: pa.Table) -> dict[str, Any]:

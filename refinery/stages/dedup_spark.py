@@ -38,27 +38,28 @@ def find_in_spark(
     run_: Run, task: DedupTask, index: Index, sources: Sequence[str], fingerprint: str
 ) -> tuple[Found, dict[str, set[int]]]:
     """Find copies, pairs, clusters and flips, and write their tables; returns also the files written per table."""
-    nodes = dedup_pairs.all_runs(run_.spark, task, "exact_keys", EXACT_KEYS)
-    copies = dedup_pairs.copies_frame(nodes, task, sources).persist()
-    candidates = dedup_pairs.pairs_frame(run_.spark, task, index, copies).persist()
+    spark = run_.spark
+    nodes = dedup_pairs.all_runs(spark, task, "exact_keys", EXACT_KEYS)
+    written: dict[str, set[int]] = {}
+
+    def stored(frame: DataFrame, name: str, schema: pa.Schema) -> DataFrame:
+        """Write a table and read it back: what follows neither computes it again nor carries its plan."""
+        written[name] = dedup_pairs.write_spread(task, frame, name, schema, fingerprint)
+        return dedup_pairs.read_spread(spark, task, name, schema, written[name])
+
+    copies = stored(dedup_pairs.copies_frame(nodes, task, sources), "copies", COPIES)
+    candidates = dedup_pairs.pairs_frame(spark, task, index, copies).localCheckpoint()
     num_pairs = candidates.count()
     whole, old_texts = dedup_pairs.verified_frame(run_, task, candidates, fingerprint)
-    pairs = whole.persist()
-    edges = pairs.where("jaccard is not null").select("a", "b", "jaccard")
-    clusters = _resolve(nodes, copies, edges, sources, task.settings["keep"]).persist()
-    written = {
-        name: dedup_pairs.write_spread(task, frame, name, schema, fingerprint)
-        for name, frame, schema in (("copies", copies, COPIES), ("pairs", pairs, PAIRS), ("edges", edges, EDGES))
-    }
+    pairs = stored(whole, "pairs", PAIRS)
+    edges = stored(pairs.where("jaccard is not null").select("a", "b", "jaccard"), "edges", EDGES)
+    clusters = _resolve(nodes, copies, edges, sources, task.settings["keep"]).localCheckpoint()
     hashes = _write_clusters(task, clusters, fingerprint)
     written["clusters"] = set(hashes)
     flipped = flips(task, clusters.where(f"doc_id >= {1 << RUN_SHIFT}").toArrow().cast(CLUSTERS))
-    part_files.write_part(
-        part_files.part_path(task.workdir, NAME, "flips", 0), flipped, FLIPS, fingerprint_of(fingerprint, 0)
-    )
+    path = part_files.part_path(task.workdir, NAME, "flips", 0)
+    part_files.write_part(path, flipped, FLIPS, fingerprint_of(fingerprint, 0))
     facts = {**_facts(clusters), "num_verified_edges": edges.count(), "num_flips": flipped.num_rows}
-    for frame in (copies, candidates, pairs, clusters):
-        frame.unpersist()
     return Found(hashes, facts, {"num_candidate_pairs": num_pairs, "num_old_texts_read": old_texts}), written
 
 
@@ -70,7 +71,7 @@ def _resolve(
 
     links = edges.select("a", "b").union(copies.select("doc_id", "twin"))
     labels, _ = spark_components(links)
-    labels = labels.withColumnRenamed("node", "doc_id").persist()
+    labels = labels.withColumnRenamed("node", "doc_id").localCheckpoint()
 
     def rows(kind: int, frame: DataFrame, **values: Any) -> DataFrame:
         have = set(frame.columns) | set(values)
