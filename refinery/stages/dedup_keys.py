@@ -20,7 +20,7 @@ from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import BANDS, EXACT_KEYS, PART_SHIFT, RUN_SHIFT, SHINGLES, SIGNATURES
 from refinery.hashing import key_prefix_uint64, stage_seed
 from refinery.io import parts as part_files
-from refinery.io.survivors import read_survivors
+from refinery.io.survivors import WORDS, Survivors, read_survivors
 from refinery.kernels.lsh import band_keys, parse_bands
 from refinery.kernels.minhash import MinHashConfig, signatures_of_text
 from refinery.kernels.segmentation import segment_han
@@ -102,16 +102,19 @@ def keys_part(task: DedupTask, part: int) -> dict[str, Any]:
     if task.settings["scope"] == "dump":
         columns += [c for c in (task.settings["dump_field"].partition(".")[0],) if c not in columns]
     facts = {"num_without_shingles": 0, "num_without_dump": 0, "num_band_rows": 0}
+    columns += _words_column(task.settings, task.workdir, part, task.upto)
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
         scores = quality.take(pa.array(piece.rows)) if quality is not None else pa.nulls(len(piece.rows), pa.float32())
-        for name, table in _keys_of(task, piece.table.append_column("quality", scores), facts).items():
+        whole = Survivors(piece.rows, piece.table.append_column("quality", scores))
+        for name, table in _keys_of(task, whole, facts).items():
             tables[name].append(table)
     for name, schema in schemas.items():
         part_files.write_part(paths[name], pa.concat_tables(tables[name]), schema, print_, facts)
     return {**facts, "skipped": False}
 
 
-def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[str, pa.Table]:
+def _keys_of(task: DedupTask, piece: Survivors, facts: dict[str, int]) -> dict[str, pa.Table]:
+    table = piece.table
     views = text_views(table.column("text"))
     config = MinHashConfig(
         num_hashes=task.num_hashes,
@@ -119,7 +122,7 @@ def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[st
         unit=task.settings["unit"],
         seed=stage_seed(task.seed, "minhash"),
     )
-    signed = signatures_of_text(views, config, word_boundaries(task.settings, views))
+    signed = signatures_of_text(views, config, _boundaries(task.settings, piece, views))
     doc_ids = table.column("doc_id").to_numpy()
     valid = signed.num_shingles > 0
     facts["num_without_shingles"] += int((~valid).sum())
@@ -157,9 +160,17 @@ def _keys_of(task: DedupTask, table: pa.Table, facts: dict[str, int]) -> dict[st
     return {"exact_keys": exact, "bands": bands, "signatures": signatures}
 
 
-def word_boundaries(settings: dict[str, Any], views: TextViews) -> np.ndarray | None:
+def _words_column(settings: dict[str, Any], workdir: str, part: int, upto: Sequence[str]) -> list[str]:
+    """Return the column of word boundaries if the recipe asks for words and the rules stage stored them."""
+    asked = settings["chinese"] == "words" and "rules" in upto
+    return [WORDS] if asked and part in part_files.part_numbers(workdir, "rules", WORDS) else []
+
+
+def _boundaries(settings: dict[str, Any], piece: Survivors, views: TextViews) -> np.ndarray | None:
     """Return the segmentation of Chinese where the recipe asks for words; None where a character is a word."""
-    return segment_han(views).boundaries if settings["chinese"] == "words" else None
+    if settings["chinese"] != "words":
+        return None
+    return piece.boundaries(views) if WORDS in piece.table.column_names else segment_han(views).boundaries
 
 
 def _exact_keys(views: TextViews, text_hashes: pa.ChunkedArray, has_shingles: np.ndarray, unit: str) -> pa.Array:
@@ -266,10 +277,11 @@ def shingles_part(task: DedupTask, fingerprint: str, place: int) -> dict[str, An
         rows = rows[~np.isin(rows, stored.column("doc_id").to_numpy())]
     if len(rows):
         workdir, upto = (task.workdir, task.upto) if run is None else (run.workdir, run.upto)
-        for piece in read_survivors(workdir, part, ["doc_id", "text"], upto, task.slice_rows):
+        columns = ["doc_id", "text", *_words_column(task.settings, workdir, part, upto)]
+        for piece in read_survivors(workdir, part, columns, upto, task.slice_rows):
             mine = np.isin(piece.table.column("doc_id").to_numpy(), rows, assume_unique=True)
             if mine.any():
-                tables.append(_shingle_table(task, piece.table.filter(pa.array(mine))))
+                tables.append(_shingle_table(task, Survivors(piece.rows[mine], piece.table.filter(pa.array(mine)))))
     whole = pa.concat_tables([t.cast(SHINGLES) for t in tables]).sort_by("doc_id")
     if run is not None:
         ids = whole.column("doc_id").to_numpy() | (run.number << RUN_SHIFT)
@@ -278,10 +290,11 @@ def shingles_part(task: DedupTask, fingerprint: str, place: int) -> dict[str, An
     return part_files.write_part(path, whole, SHINGLES, print_, result).result
 
 
-def _shingle_table(task: DedupTask, table: pa.Table) -> pa.Table:
-    views = text_views(table.column("text"))
-    sets = shingle_sets(views, task.settings["ngram"], task.settings["unit"], word_boundaries(task.settings, views))
+def _shingle_table(task: DedupTask, piece: Survivors) -> pa.Table:
+    views = text_views(piece.table.column("text"))
+    boundaries = _boundaries(task.settings, piece, views)
+    sets = shingle_sets(views, task.settings["ngram"], task.settings["unit"], boundaries)
     data = pa.py_buffer(np.ascontiguousarray(sets.hashes, dtype="<u4"))
     offsets = pa.py_buffer((sets.offsets * 4).astype(np.int64))
-    binary = pa.Array.from_buffers(pa.large_binary(), table.num_rows, [None, offsets, data])
-    return pa.table({"doc_id": table.column("doc_id"), "shingles": binary}).cast(SHINGLES)
+    binary = pa.Array.from_buffers(pa.large_binary(), piece.table.num_rows, [None, offsets, data])
+    return pa.table({"doc_id": piece.table.column("doc_id"), "shingles": binary}).cast(SHINGLES)

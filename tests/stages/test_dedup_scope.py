@@ -30,7 +30,7 @@ def world(spark, tmp_path_factory):
     for source in ("a", "b"):
         rows = []
         for dump in DUMPS:
-            where = {"meta": {"file": f"s3://cc/crawl-data/{dump}/segments/1.wet"}, "date": f"{dump[8:12]}-01-01"}
+            where = {"file": f"s3://cc/crawl-data/{dump}/segments/1.wet", "date": f"{dump[8:12]}-01-01"}
             for n, words in enumerate(texts):
                 text = sentence_text(edited(rng, words, 1))
                 url = f"http://{source}.org/{n}" if n < 5 else None
