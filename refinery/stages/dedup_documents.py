@@ -46,7 +46,7 @@ from refinery.recipe import Recipe
 from refinery.stages import dedup_local
 from refinery.stages.decisions import decisions_table, located
 from refinery.stages.dedup_clusters import Found, resolve_clusters, resolve_copies, with_ranks
-from refinery.stages.dedup_index import Index, flips, open_index
+from refinery.stages.dedup_index import Index, flips, open_index, segmented_parts
 from refinery.stages.dedup_keys import ALGORITHM_VERSION, NAME, DedupTask, keys_part, shingles_part
 from refinery.stages.dedup_spark import find_in_spark
 from refinery.stages.part_tasks import run_part_tasks
@@ -78,7 +78,8 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    task = DedupTask(recipe.workdir, recipe.seed, recipe_slice, upto, run_.slice_rows, seen, index.runs)
+    segmented = segmented_parts(recipe.workdir, upto)
+    task = DedupTask(recipe.workdir, recipe.seed, recipe_slice, upto, run_.slice_rows, seen, index.runs, segmented)
     parts = sorted(seen)
     keyed = run_part_tasks(run_.spark, parts, functools.partial(keys_part, task), run_.report_progress(NAME))
     found = _find(run_, task, index, sum(r["num_band_rows"] for r in keyed), fingerprint)

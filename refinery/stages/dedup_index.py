@@ -80,7 +80,7 @@ def open_index(workdir: str, settings: Mapping[str, Any]) -> Index:
     for path in order:
         parts = tuple(sorted(manifests[path].part_hashes("decisions")))
         upto = tuple(s for s in STAGE_ORDER if s in manifests[path].inputs and s != "ingest")
-        runs.append(IndexRun(number[path], path, upto, parts))
+        runs.append(IndexRun(number[path], path, upto, parts, segmented_parts(path, upto)))
     # The base is the run that knows most others; documents of runs that it does not know are compared anew.
     base = max(order, key=lambda path: (len(_chain(manifests[path])), -number[path]))
     base_runs = {0: number[base]} | {k + 1: number[path] for k, path in enumerate(_chain(manifests[base]))}
@@ -93,6 +93,12 @@ def open_index(workdir: str, settings: Mapping[str, Any]) -> Index:
         tuple(dict.fromkeys(sources)),
         sum(int(manifests[path].facts["num_band_rows"]) for path in order),
     )
+
+
+def segmented_parts(workdir: str, upto: Sequence[str]) -> frozenset[int]:
+    """Return the parts whose word boundaries the rules stage of a run stored."""
+    rules = load_stage(workdir, "rules") if "rules" in upto else None
+    return frozenset(rules.part_hashes("words")) if rules is not None else frozenset()
 
 
 def absolute(workdir: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class IndexRun:
     workdir: str
     upto: tuple[str, ...]
     parts: tuple[int, ...]
+    segmented: frozenset[int] = frozenset()
+    """Parts whose word boundaries the rules stage stored."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class DedupTask:
     slice_rows: int
     upstream: dict[int, str]
     """Part -> hash of its documents and of the decisions before this stage."""
-    index: tuple[IndexRun, ...] = field(default=())
+    index: tuple[IndexRun, ...] = ()
+    segmented: frozenset[int] = frozenset()
+    """Parts whose word boundaries the rules stage stored."""
 
     @property
     def num_bands(self) -> int:
@@ -102,7 +106,7 @@ def keys_part(task: DedupTask, part: int) -> dict[str, Any]:
     if task.settings["scope"] == "dump":
         columns += [c for c in (task.settings["dump_field"].partition(".")[0],) if c not in columns]
     facts = {"num_without_shingles": 0, "num_without_dump": 0, "num_band_rows": 0}
-    columns += _words_column(task.settings, task.workdir, part, task.upto)
+    columns += _words_column(task, task.segmented, part)
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
         scores = quality.take(pa.array(piece.rows)) if quality is not None else pa.nulls(len(piece.rows), pa.float32())
         whole = Survivors(piece.rows, piece.table.append_column("quality", scores))
@@ -160,10 +164,9 @@ def _keys_of(task: DedupTask, piece: Survivors, facts: dict[str, int]) -> dict[s
     return {"exact_keys": exact, "bands": bands, "signatures": signatures}
 
 
-def _words_column(settings: dict[str, Any], workdir: str, part: int, upto: Sequence[str]) -> list[str]:
-    """Return the column of word boundaries if the recipe asks for words and the rules stage stored them."""
-    asked = settings["chinese"] == "words" and "rules" in upto
-    return [WORDS] if asked and part in part_files.part_numbers(workdir, "rules", WORDS) else []
+def _words_column(task: DedupTask, segmented: frozenset[int], part: int) -> list[str]:
+    """Return the column of word boundaries if the recipe asks for words and they are stored."""
+    return [WORDS] if task.settings["chinese"] == "words" and part in segmented else []
 
 
 def _boundaries(settings: dict[str, Any], piece: Survivors, views: TextViews) -> np.ndarray | None:
@@ -276,9 +279,9 @@ def shingles_part(task: DedupTask, fingerprint: str, place: int) -> dict[str, An
         tables.append(stored)
         rows = rows[~np.isin(rows, stored.column("doc_id").to_numpy())]
     if len(rows):
-        workdir, upto = (task.workdir, task.upto) if run is None else (run.workdir, run.upto)
-        columns = ["doc_id", "text", *_words_column(task.settings, workdir, part, upto)]
-        for piece in read_survivors(workdir, part, columns, upto, task.slice_rows):
+        home = task if run is None else run
+        columns = ["doc_id", "text", *_words_column(task, home.segmented, part)]
+        for piece in read_survivors(home.workdir, part, columns, home.upto, task.slice_rows):
             mine = np.isin(piece.table.column("doc_id").to_numpy(), rows, assume_unique=True)
             if mine.any():
                 tables.append(_shingle_table(task, Survivors(piece.rows[mine], piece.table.filter(pa.array(mine)))))
