@@ -39,6 +39,7 @@ from refinery.kernels.lsh import collision_probability
 from refinery.kernels.shingles import shingle_sets
 from refinery.kernels.text import views_of
 from refinery.recipe import parse_recipe
+from refinery.stages import dedup_local
 from refinery.stages.pipeline import run_stage
 from refinery.stages.workspace import Run
 
@@ -99,6 +100,12 @@ def _write(path: Path, rows: list[dict]) -> int:
     return sum(len(r["text"].encode()) for r in rows)
 
 
+def _disk(workdir: str) -> dict[str, int]:
+    """Return the bytes of every table of the stage."""
+    tables = [t for t in Path(workdir, "dedup_documents").iterdir() if t.is_dir()]
+    return {t.name: sum(f.stat().st_size for f in t.iterdir()) for t in sorted(tables)}
+
+
 def _run_ours(folder: Path, rows: list[dict], session: Any) -> tuple[dict[str, Any], Any, Run]:
     num_bytes = _write(folder / "in.jsonl", rows)
     values = {
@@ -130,6 +137,7 @@ def _run_ours(folder: Path, rows: list[dict], session: Any) -> tuple[dict[str, A
         "peak_pss_bytes": dedup.peak,
         "candidate_pairs": manifest.volatile["num_candidate_pairs"],
         "part_cpu_s": manifest.volatile["part_seconds"],
+        "disk_bytes": _disk(run.workdir),
         **{k: manifest.facts[k] for k in ("num_clusters", "largest_cluster", "num_verified_edges")},
     }
     return figures, session, run
@@ -272,9 +280,12 @@ def main() -> int:
     parser.add_argument("--peer-bytes", type=int, default=20_000_000)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--scales", nargs="*", type=int, default=[])
+    parser.add_argument("--spark", action="store_true", help="the half for graphs beyond one process")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.spark:
+        dedup_local.ONE_PROCESS_ROWS = 0
     real, rows = planted(arguments.bytes)
     report: dict[str, Any] = {"benchmark": "dedup_documents", "real": real, "load": os.getloadavg(), "peers": {}}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:

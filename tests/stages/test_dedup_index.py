@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from refinery.errors import ConfigError, IntegrityError
+from refinery.report.explain import explain, explain_text
 from refinery.stages import dedup_local
 from refinery.stages.workspace import need_stage
 from tests.stages.corpus import ENGLISH, edited, prose, sentence_text, write_jsonl
@@ -199,3 +200,37 @@ def test_an_index_that_is_not_there_or_changed_is_refused(spark, world, tmp_path
             run_stages(spark, _values(world, (2,), "three", ("two",)), [NAME])
     finally:
         path.write_bytes(kept)
+
+
+@pytest.mark.parametrize(("slice_rows", "part_bytes", "partitions"), [(1, 3000, 7), (7, 50_000, 1), (1000, 20_000, 3)])
+def test_order_and_size_of_batches_change_nothing(
+    spark, world, tmp_path, monkeypatch, slice_rows, part_bytes, partitions
+):
+    """Documents in another order, in other parts, slices and partitions, in one process or in Spark: the same fates."""
+    values = {**_values(world, (0, 1, 2), "batch"), "workdir": str(tmp_path / "run")}
+    values["ingest"] = {**values["ingest"], "part_bytes": part_bytes}
+    for number, rows in enumerate(_crawls()):
+        random.Random(slice_rows).shuffle(rows)
+        write_jsonl(tmp_path / f"{number}.jsonl", rows)
+        values["inputs"][number]["paths"] = [str(tmp_path / f"{number}.jsonl")]
+    if partitions > 1:
+        monkeypatch.setattr(dedup_local, "ONE_PROCESS_ROWS", 0)
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+    try:
+        run_stages(spark, values, STAGES, slice_rows=slice_rows)
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", before)
+    assert _fates(values["workdir"]) == _fates(str(world / "batch"))
+    assert _pairs([tmp_path / "run"]) == _pairs([world / "batch"])
+
+
+def test_a_twin_in_an_earlier_run_is_explained(world):
+    fates = _fates(str(world / "three"))
+    here = set(fates)
+    key = next(k for k, f in fates.items() if f[0] is False and f[2] not in here and f[1] == f"{NAME}.near")
+    told = explain(str(world / "three"), key)
+    assert told["twin"]["doc_key"] == fates[key][2]
+    assert told["twin"]["run"] in {str(world / name) for name in ("one", "two")}
+    assert {kind for kind, _ in told["twin"]["diff"]} & {"removed", "added"}
+    assert f"in {told['twin']['run']}" in explain_text(told)

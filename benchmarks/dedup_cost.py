@@ -1,0 +1,141 @@
+"""What document dedup costs at any size: core-hours, shuffle bytes, disk; a model of stated constants, checked on runs.
+
+    python benchmarks/dedup_cost.py                       # 10 TB of text, and 15 T tokens
+    python benchmarks/dedup_cost.py --bytes N --documents N
+    python benchmarks/dedup_cost.py --check RESULT.json   # against dedup_documents.py; exit 1 if it is 1.5 times off
+
+The constants are CPU seconds and bytes measured on one core (docs/LOG.md), those of the Spark half for what shuffles.
+The share of documents that are candidates, and pairs per candidate, are those of the planted collection; a crawl that
+was never deduplicated has more of both, which is what `--candidates` and `--pairs` are for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+BANDS, HASHES = 14, 112
+BYTES_PER_TOKEN = 4.0
+BYTES_PER_DOCUMENT = 4500.0
+"""Of filtered web text; FineWeb: 15 T tokens in 2.4e10 documents are 2.5 kB each, Chinese pages are shorter."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """CPU seconds and bytes per unit."""
+
+    sign_byte: float = 1 / 60e6
+    """Reading text, signature, band keys and writing them."""
+    shingle_byte: float = 1 / 150e6
+    """Reading all text again and making the sets of candidates."""
+    decide_document: float = 12e-6
+    local_row: float = 0.4e-6
+    """A band row in one process: read, sort, bucket."""
+    spark_row: float = 6e-6
+    """A band row in Spark: scan, shuffle, sort, Arrow, kernel."""
+    pair: float = 20e-6
+    """A candidate pair: join of two sets, merge."""
+    spark_node: float = 150e-6
+    """A document of a cluster in Spark: about twenty rounds of components, resolution, write."""
+    fixed: float = 1.5
+    """Spark jobs and worker starts of one stage, in one process."""
+    disk_row: float = 9.5
+    disk_document: float = 90.0
+    """Exact keys and decisions."""
+    disk_shingle: float = 3.6
+    disk_pair: float = 14.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run takes."""
+
+    core_hours: float
+    shuffle_bytes: float
+    disk_bytes: float
+    by_step: dict[str, float]
+    """Core-hours."""
+
+
+def cost(
+    num_bytes: float, documents: float, *, candidates: float = 0.35, pairs: float = 3.0, spark: bool = True,
+    constants: Constants | None = None,
+) -> Cost:  # fmt: skip
+    """Return the cost of one run.
+
+    Args:
+        num_bytes: UTF-8 text that reaches the stage.
+        documents: their number.
+        candidates: share of documents that share a bucket with another one.
+        pairs: candidate pairs per candidate.
+        spark: the half for graphs beyond one process.
+        constants: None: as measured.
+    """
+    k = constants or Constants()
+    rows = documents * BANDS
+    found = documents * candidates
+    num_pairs = found * pairs
+    shingles = num_bytes / documents / 5.5  # one per word, six bytes with its space
+    seconds = {
+        "signatures": num_bytes * k.sign_byte,
+        "buckets": rows * (k.spark_row if spark else k.local_row),
+        "shingle sets": num_bytes * k.shingle_byte,
+        "verification": num_pairs * k.pair,
+        "clusters": found * (k.spark_node if spark else 4e-6),
+        "decisions": documents * k.decide_document,
+        "start": 0.0 if spark else k.fixed,
+    }
+    shuffle = rows * 33 + 3 * num_pairs * 24 + 2 * num_pairs * shingles * 4 + 20 * 2 * found * 16 + documents * 60
+    signature = HASHES * 4 + 8
+    disk = rows * k.disk_row + documents * (k.disk_document + signature)
+    disk += found * shingles * k.disk_shingle + num_pairs * k.disk_pair
+    steps = {name: s / 3600 for name, s in seconds.items()}
+    return Cost(sum(steps.values()), shuffle if spark else 0.0, disk, steps)
+
+
+def check(path: Path) -> list[dict[str, float]]:
+    """Return measured over predicted CPU and disk of every run in a result of dedup_documents.py."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    compared = []
+    for run in report.get("scales", [report["ours"]]):
+        share = min(1.0, 2 * run["candidate_pairs"] / run["documents"] / 2.0)
+        pairs = run["candidate_pairs"] / (share * run["documents"])
+        told = cost(run["bytes"], run["documents"], candidates=share, pairs=pairs, spark=report.get("spark", False))
+        disk = sum(run["disk_bytes"].values())
+        compared.append(
+            {
+                "bytes": run["bytes"],
+                "cpu_measured": run["cpu_s"],
+                "cpu_ratio": round(run["cpu_s"] / (told.core_hours * 3600), 3),
+                "disk_measured": disk,
+                "disk_ratio": round(disk / told.disk_bytes, 3),
+            }
+        )
+    return compared
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bytes", type=float)
+    parser.add_argument("--documents", type=float)
+    parser.add_argument("--candidates", type=float, default=0.35)
+    parser.add_argument("--pairs", type=float, default=3.0)
+    parser.add_argument("--check", type=Path)
+    arguments = parser.parse_args()
+    if arguments.check:
+        compared = check(arguments.check)
+        print(json.dumps(compared, indent=1))
+        return int(any(not 1 / 1.5 <= r[key] <= 1.5 for r in compared for key in ("cpu_ratio", "disk_ratio")))
+    sizes = [arguments.bytes] if arguments.bytes else [10e12, 15e12 * BYTES_PER_TOKEN]
+    for size in sizes:
+        documents = arguments.documents or size / BYTES_PER_DOCUMENT
+        told = cost(size, documents, candidates=arguments.candidates, pairs=arguments.pairs)
+        print(json.dumps({"bytes": size, "documents": documents, **asdict(told)}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
