@@ -173,12 +173,14 @@ def true_pairs(texts: Iterable[str], bound: float) -> tuple[np.ndarray, np.ndarr
     by_element = np.argsort(elements, kind="stable")
     elements, owners = elements[by_element], owners[by_element]
     found = []
+    same = np.arange(len(elements))
     for step in range(1, len(elements)):  # neighbours at distance `step` in the same list, until no list is so long
-        same = np.flatnonzero(elements[step:] == elements[:-step])
+        same = same[same + step < len(elements)]
+        same = same[elements[same + step] == elements[same]]
         if not len(same):
             break
-        found.append(counted_pairs(np.stack([owners[same], owners[same + step]], axis=1))[0])
-        if len(found) % 50 == 0:
+        found.append(np.stack([owners[same], owners[same + step]], axis=1))
+        if sum(map(len, found)) > 5_000_000:
             found = [counted_pairs(np.concatenate(found))[0]]
     rows = counted_pairs(np.concatenate(found))[0] if found else np.empty((0, 2), np.int64)
     jaccard = pair_jaccard(offsets, hashes, rows[:, 0], rows[:, 1], bound)
