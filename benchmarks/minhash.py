@@ -7,11 +7,10 @@ without it synthetic text is made from a seed (and said so). Speeds are UTF-8 by
 one thread, the best of the repeats, compilation left out. Both sides make word 5-grams; for Chinese a character is a
 word on both sides, so datasketch gets the better tokens of the two that its users take. Its time includes making the
 5-grams in Python, as ours includes the scan; ``datasketch_kernel`` leaves that out. ``segmented`` and
-``stored_words``: words of Chinese, segmentation included, or from stored boundaries. rensa runs in an environment of its
-own (`peers.py`); it splits
-Chinese at punctuation, so only its English speed compares. Exits 1 when a bound is missed: 100 MB/s for English, 60 for
-Chinese (characters, stored boundaries), 20 with segmentation included; 20 times datasketch's fastest path (xxh32), 8
-times rensa (English). Prints JSON.
+``stored_words``: words of Chinese, segmentation included, or from stored boundaries. rensa runs in an environment of
+its own (`peers.py`); it splits Chinese at punctuation, so only its English speed compares. Exits 1 when a bound is
+missed: 100 MB/s for English, 60 for Chinese (characters, stored boundaries), 20 with segmentation included; 20 times
+datasketch's fastest path (xxh32), 8 times rensa (English). Prints JSON.
 """
 
 from __future__ import annotations

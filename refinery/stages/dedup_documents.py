@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import (
+    CANDIDATE_PAIRS,
     CANDIDATES,
     CLUSTERS,
     COPIES,
@@ -34,7 +35,6 @@ from refinery.contracts.tables import (
     EDGES,
     EXACT_KEYS,
     FLIPS,
-    PAIRS,
     PART_SHIFT,
 )
 from refinery.errors import ConfigError
@@ -161,7 +161,8 @@ def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) 
     clusters = resolve_clusters(mine, copies, edges, policy, len(pairs.a))
     flipped = flips(task, clusters.table)
     for name, table, schema in (
-        ("edges", edges, EDGES), ("copies", copies, COPIES), ("pairs", pairs.table(), PAIRS), ("flips", flipped, FLIPS)
+        ("edges", edges, EDGES), ("copies", copies, COPIES), ("flips", flipped, FLIPS),
+        ("candidate_pairs", pairs.table(), CANDIDATE_PAIRS),
     ):  # fmt: skip
         _write_only_parts(task, name, {0: table}, schema, fingerprint)
     _write_only_parts(task, "clusters", clusters.by_part(), CLUSTERS, fingerprint)

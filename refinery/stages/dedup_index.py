@@ -1,8 +1,8 @@
 """Finished runs as an index: which of them, whether they fit, and what they say about their own documents.
 
 A run's dedup tables are its index: `exact_keys` and `bands` of every document that reached the stage, removed ones
-included, and `copies`, `pairs` and `clusters` with what was found. Ids of earlier runs get the number of the run in
-their high bits, so ids never meet.
+included, and `copies`, `candidate_pairs` and `clusters` with what was found. Ids of earlier runs get the number of the
+run in their high bits, so ids never meet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refinery.contracts.manifest import StageManifest
-from refinery.contracts.tables import CLUSTERS, COPIES, FLIPS, PAIRS, RUN_SHIFT
+from refinery.contracts.tables import CANDIDATE_PAIRS, CLUSTERS, COPIES, FLIPS, RUN_SHIFT
 from refinery.errors import ConfigError, IntegrityError
 from refinery.io import parts as part_files
 from refinery.io import storage
@@ -40,7 +40,7 @@ class Index:
     hashes: Mapping[str, str]
     """``index N`` -> content hash of that run's dedup stage: part of what the new run is a function of."""
     base: int
-    """Number of the run whose `pairs` and `copies` are taken over; 0 if there is none."""
+    """Number of the run whose `candidate_pairs` and `copies` are taken over; 0 if there is none."""
     base_runs: Mapping[int, int]
     """Number of a run inside the base's tables (0: the base itself) -> its number here."""
     sources: tuple[str, ...]
@@ -155,7 +155,7 @@ def remap(index: Index, ids: np.ndarray) -> np.ndarray:
 
 
 def base_tables(index: Index, name: str) -> Iterator[pa.Table]:
-    """Return the parts of a table (`copies` or `pairs`) of the base, with ids of this run."""
+    """Return the parts of a table (`copies` or `candidate_pairs`) of the base, with ids of this run."""
     workdir = index.runs[index.base - 1].workdir
     for part in part_files.part_numbers(workdir, NAME, name):
         table = part_files.read_part(workdir, NAME, name, part)
@@ -181,8 +181,9 @@ def base_copies(index: Index) -> pa.Table:
 
 
 def base_pairs(index: Index) -> pa.Table:
-    """Return the `pairs` of the base."""
-    return pa.concat_tables([PAIRS.empty_table(), *(t.cast(PAIRS) for t in base_tables(index, "pairs"))])
+    """Return the `candidate_pairs` of the base."""
+    tables = [t.cast(CANDIDATE_PAIRS) for t in base_tables(index, "candidate_pairs")]
+    return pa.concat_tables([CANDIDATE_PAIRS.empty_table(), *tables])
 
 
 def parts_of_runs(task: DedupTask, table: str) -> Iterator[tuple[IndexRun | None, str, int]]:

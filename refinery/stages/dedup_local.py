@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from refinery.contracts.tables import BANDS, EDGES, PAIRS, RUN_SHIFT, SHINGLES
+from refinery.contracts.tables import BANDS, CANDIDATE_PAIRS, EDGES, RUN_SHIFT, SHINGLES
 from refinery.io import parts as part_files
 from refinery.kernels.jaccard import pair_jaccard
 from refinery.kernels.lsh import candidate_pairs, counted_pairs
@@ -40,9 +40,9 @@ class Pairs:
     """bool: an earlier run has compared them."""
 
     def table(self) -> pa.Table:
-        """Return schema PAIRS."""
+        """Return schema CANDIDATE_PAIRS."""
         columns = {"a": self.a, "b": self.b, "buckets": self.buckets}
-        return pa.table({**columns, "jaccard": pa.array(self.jaccard, from_pandas=True)}).cast(PAIRS)
+        return pa.table({**columns, "jaccard": pa.array(self.jaccard, from_pandas=True)}).cast(CANDIDATE_PAIRS)
 
     def edges(self) -> pa.Table:
         """Return the verified ones; schema EDGES, sorted."""

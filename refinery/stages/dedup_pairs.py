@@ -15,11 +15,11 @@ import pyarrow as pa
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import (
     BANDS,
+    CANDIDATE_PAIRS,
     CANDIDATES,
     COPIES,
     EDGES,
     EXACT_KEYS,
-    PAIRS,
     PART_SHIFT,
     RUN_SHIFT,
 )
@@ -115,7 +115,8 @@ def pairs_frame(spark: SparkSession, task: DedupTask, index: Index, copies: Data
     marked = marked.join(touched, "key", "left_semi").localCheckpoint()
     gone = _bucket_pairs(marked.where("before"), limit).withColumn("weight", -f.col("weight"))
     come = _bucket_pairs(marked.where("now"), limit)
-    base = _base(spark, index, "pairs", PAIRS).select("a", "b", f.col("buckets").alias("weight"), "jaccard")
+    base = _base(spark, index, "candidate_pairs", CANDIDATE_PAIRS)
+    base = base.select("a", "b", f.col("buckets").alias("weight"), "jaccard")
     balance = base.withColumn("known", f.lit(True)).union(_unknown(gone.union(come)))
     summed = balance.groupBy("a", "b").agg(
         f.sum("weight").alias("buckets"), f.max("jaccard").alias("jaccard"), f.max("known").alias("known")
@@ -190,7 +191,7 @@ def _pair_batches(columns: list[np.ndarray], limit: int) -> Iterator[pa.RecordBa
 
 
 def verified_frame(run: Run, task: DedupTask, pairs: DataFrame, fingerprint: str) -> tuple[DataFrame, int]:
-    """Return schema PAIRS with the true Jaccard of all pairs, null below the bound; and the old texts read."""
+    """Return schema CANDIDATE_PAIRS with the true Jaccard of all pairs, null below the bound; and old texts read."""
     from pyspark.sql import functions as f  # noqa: PLC0415
 
     open_ = pairs.where("not known").select("a", "b")
@@ -201,7 +202,7 @@ def verified_frame(run: Run, task: DedupTask, pairs: DataFrame, fingerprint: str
     places = sorted(r["place"] for r in written)
     read = run_part_tasks(run.spark, places, functools.partial(shingles_part, task, fingerprint))
     if not places:
-        return pairs.select(*PAIRS.names), 0
+        return pairs.select(*CANDIDATE_PAIRS.names), 0
     sets = read_table(run.spark, task.workdir, NAME, "shingles", ["doc_id", "shingles"], [numbers[p] for p in places])
     left = sets.select(f.col("doc_id").alias("a"), f.col("shingles").alias("left"))
     right = sets.select(f.col("doc_id").alias("b"), f.col("shingles").alias("right"))

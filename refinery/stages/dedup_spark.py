@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from refinery.contracts.manifest import fingerprint_of
-from refinery.contracts.tables import CLUSTERS, COPIES, EDGES, EXACT_KEYS, FLIPS, PAIRS, PART_SHIFT, RUN_SHIFT
+from refinery.contracts.tables import CANDIDATE_PAIRS, CLUSTERS, COPIES, EDGES, EXACT_KEYS, FLIPS, PART_SHIFT, RUN_SHIFT
 from refinery.io import parts as part_files
 from refinery.stages import dedup_pairs
 from refinery.stages.dedup_clusters import HISTOGRAM_EDGES, Found, resolve_clusters, with_ranks
@@ -51,7 +51,7 @@ def find_in_spark(
     candidates = dedup_pairs.pairs_frame(spark, task, index, copies).localCheckpoint()
     num_pairs = candidates.count()
     whole, old_texts = dedup_pairs.verified_frame(run_, task, candidates, fingerprint)
-    pairs = stored(whole, "pairs", PAIRS)
+    pairs = stored(whole, "candidate_pairs", CANDIDATE_PAIRS)
     edges = stored(pairs.where("jaccard is not null").select("a", "b", "jaccard"), "edges", EDGES)
     clusters = _resolve(nodes, copies, edges, sources, task.settings["keep"]).localCheckpoint()
     hashes = _write_clusters(task, clusters, fingerprint)

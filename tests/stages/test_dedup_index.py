@@ -94,7 +94,7 @@ def _pairs(runs):
     keys = _keys(runs)
     return {
         (frozenset((keys[r["a"]], keys[r["b"]])), r["buckets"], r["jaccard"])
-        for r in whole_table(str(runs[-1]), NAME, "pairs").to_pylist()
+        for r in whole_table(str(runs[-1]), NAME, "candidate_pairs").to_pylist()
     }
 
 
@@ -170,7 +170,7 @@ def test_spark_finds_what_one_process_finds(spark, world, tmp_path, monkeypatch,
     there = run_stages(spark, values, [NAME], force=[NAME])[NAME]
     assert there.facts == here.facts
     assert there.content_hash == here.content_hash
-    for table in ("clusters", "flips", "copies", "edges", "pairs"):
+    for table in ("clusters", "flips", "copies", "edges", "candidate_pairs"):
         columns = [(c, "ascending") for c in ("doc_id", "a", "b")]
         mine, theirs = (whole_table(str(w), NAME, table) for w in (values["workdir"], world / name))
         order = [c for c in columns if c[0] in mine.column_names]

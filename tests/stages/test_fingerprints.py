@@ -133,7 +133,7 @@ def test_deleted_part_is_made_again(spark, done, tmp_path, stage, table, part):
     changed = {n for n in _changed(before, files_of(values["workdir"])) if n.endswith(".parquet")}
     assert path.read_bytes() == bytes_before
     assert need_stage(values["workdir"], stage).content_hash == hash_before
-    found_anew = ("clusters", "edges", "pairs", "copies", "flips", "candidates")  # small
+    found_anew = ("clusters", "edges", "candidate_pairs", "copies", "flips", "candidates")  # small
     working = {f"dedup_documents/{t}" for t in found_anew}
     redone = {n for n in changed if _folder(n) not in working}
     assert str(path.relative_to(values["workdir"])) in redone
