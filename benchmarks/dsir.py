@@ -4,14 +4,14 @@
 
 Needs the folder REFINERY_SHARED/data. Target: nine tenths of the Chinese and German laws (by hash of the text). Pool:
 up to `--pool-docs` documents of every other collection, and of the other tenth as many as make a tenth of the pool.
-Printed: the share of hidden laws among the top picks at their number (with Gumbel noise, by weight alone, and weighed
-per 128 words), beside a fastText classifier trained on target against a sample of the pool, and beside chance; KL
-reduction; effective sample size; the strongest n-grams; UTF-8 bytes per CPU second of counting and weighing on one
-thread, Chinese in words with stored and with fresh segmentation; the growth exponent from 1x to 16x; peak memory; and
-``data-selection`` 1.0.3 end to end on the same documents, children included, beside our own end to end and our form of
-its features. Exits 1 when fewer than 0.95 of the picks are hidden laws, English runs under 100 MB/s, Chinese under 50
-(20 with segmentation), the exponent is over 1.05, memory over 1 GB, or the library is less than 100 times slower.
-Prints JSON.
+Printed: the share of hidden laws among the top picks at their number (with Gumbel noise, by weight alone, weighed per
+128 words, and that with a target per language in its share: the bound is on the last), beside a fastText classifier
+trained on target against a sample of the pool, and beside chance; KL reduction; effective sample size; the strongest
+n-grams; UTF-8 bytes per CPU second of counting and weighing on one thread, Chinese in words with stored and with fresh
+segmentation; the growth exponent from 1x to 16x; peak memory; and ``data-selection`` 1.0.3 end to end on the same
+documents, children included, beside our own end to end and our form of its features. Exits 1 when fewer than 0.95 of
+the picks are hidden laws, English runs under 100 MB/s, Chinese under 50 (20 with segmentation), the exponent is over
+1.05, memory over 1 GB, or the library is less than 100 times slower. Prints JSON.
 """
 
 from __future__ import annotations
@@ -78,6 +78,27 @@ def _classifier_order(target: TextViews, pool: TextViews, doc_keys: np.ndarray) 
         train_classifier(lines, path, TrainSettings(seed=_SEED))
         scores = score_documents(open_classifier(path, "target"), pool)
     return np.lexsort((doc_keys, -scores))
+
+
+def _two_targets(
+    folder: Path, pool: TextViews, is_hidden: np.ndarray, raw_counts: np.ndarray, hashes: np.ndarray
+) -> float:
+    """Return the hidden share with a target per language, as `select.targets` and `chunk_words: 128` do it."""
+    targets = []
+    for name in ("zh-laws", "de-gesetze"):
+        texts = _texts(folder / f"law/{name}.jsonl.gz")
+        targets.append(views_of([text for text in texts if _hash(text) % 10 != 0]))
+    shares = np.array([target.num_docs for target in targets]) / sum(target.num_docs for target in targets)
+    tables = [dsir.fit_log_ratio(bucket_counts(target), raw_counts) for target in targets]
+    weights = np.stack([dsir.chunk_weights(weight_sums(pool, table)) for table in tables])
+    which = dsir.assign_targets(weights, shares)
+    keys = dsir.gumbel_keys(weights[which, np.arange(pool.num_docs)], _SEED, hashes)
+    picked: list[int] = []
+    for target, share in enumerate(shares):
+        mine = np.flatnonzero(which == target)
+        order = dsir.pick_order(keys[mine], hashes[mine])
+        picked += mine[order][: round(share * int(is_hidden.sum()))].tolist()
+    return round(float(is_hidden[picked].mean()), 4)
 
 
 def _speed(work: Callable[[], object], num_bytes: int, repeats: int = 5) -> float:
@@ -165,6 +186,7 @@ def main() -> int:
             "hidden_share_of_top_picks": _share(chunked_order, is_hidden),
             "effective_sample_size": round(dsir.diagnose(chunked).effective_sample_size, 2),
         },
+        "two_targets_per_128_words": _two_targets(folder, pool, is_hidden, raw_counts, hashes),
         "fasttext_classifier": _share(_classifier_order(target, pool, hashes), is_hidden),
         "chance": round(len(hidden) / pool.num_docs, 4),
         "kl_reduction_nats_per_ngram": round(dsir.kl_reduction(target_counts, raw_counts, bucket_counts(picked)), 4),
@@ -196,7 +218,7 @@ def _missed(result: dict) -> list[str]:
     """Return the bounds that were missed."""
     speed, key = result["speed"], "fit_and_weigh_MB_per_cpu_s"
     bounds = {
-        "hidden share": result["hidden_share_of_top_picks"] >= 0.95,
+        "hidden share": result["two_targets_per_128_words"] >= 0.95,
         "English": speed["en"][key] >= 100,
         "Chinese, stored segmentation": speed["zh_words"][key] >= 50,
         "Chinese, segmentation included": speed["zh_words"]["with_segmentation_MB_per_cpu_s"] >= 20,
