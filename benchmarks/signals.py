@@ -1,9 +1,12 @@
 """Speed of the signal kernel: MB of UTF-8 per second of process CPU time, one thread, after compilation.
 
     python benchmarks/signals.py docs/en-peps.jsonl.gz law/zh-laws.jsonl.gz ...
+    python benchmarks/signals.py --english docs/en-peps.jsonl.gz --chinese law/zh-laws.jsonl.gz
 
 Each file is JSON lines (plain or gzip) with a `text` field. Prints one JSON object; `exponent` is the slope of
-log(time) over log(bytes) between one and sixteen copies of the input.
+log(time) over log(bytes) between one and sixteen copies of the input. With `--english` and `--chinese` datatrove's chain
+of Gopher, C4 and FineWeb filters runs on the same files (environment of `peers.py`), jieba on the Chinese one, bounds
+are checked, and a miss ends with status 1.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import gzip
 import json
 import math
 import platform
+import sys
 import time
 from pathlib import Path
 
+import jieba
 import numba
+from peers import run_peer
 
 from refinery.kernels.decide import decide
 from refinery.kernels.preset import load_rules
+from refinery.kernels.segmentation import segment_han
 from refinery.kernels.signals import signals
 from refinery.kernels.text import TextViews, views_of
 
@@ -45,9 +52,55 @@ def cpu_seconds(views: TextViews, repeats: int) -> float:
     return best
 
 
-def main() -> None:
+BOUNDS = {
+    "english_mb_s": 50.0, "chinese_with_words_mb_s": 15.0, "times_datatrove": 150.0, "times_datatrove_split": 20.0,
+    "times_datatrove_chinese": 40.0, "segmentation_times_jieba": 15.0,
+}  # fmt: skip
+
+
+def beside_peers(english: Path, chinese: Path, limit_mb: float, peer_mb: float) -> dict[str, float]:
+    """Measure the kernel and the peers on the same two files; MB per CPU second and how many times as fast."""
+    en, zh = (views_of(read_texts(path, int(limit_mb * 1e6))) for path in (english, chinese))
+    segment_han(views_of(["预热"]))
+    english_s = cpu_seconds(en, 5)
+    words_s = chinese_s = math.inf
+    for _ in range(5):
+        begin = time.process_time()
+        found = segment_han(zh)
+        between = time.process_time()
+        signals(zh, found.boundaries)
+        words_s = min(words_s, between - begin)
+        chinese_s = min(chinese_s, time.process_time() - begin)
+    row = {
+        "english_mb_s": len(en.data) / 1e6 / english_s, "chinese_with_words_mb_s": len(zh.data) / 1e6 / chinese_s,
+        "segmentation_mb_s": len(zh.data) / 1e6 / words_s,
+    }  # fmt: skip
+    runs = (("", english, "eng", "own"), ("_split", english, "eng", "split"), ("_chinese", chinese, "cmn", "own"))
+    for name, path, language, words in runs:
+        result = run_peer("datatrove", "datatrove_chain.py", path.resolve(), peer_mb, language, words)["result"]
+        row[f"datatrove{name}_mb_s"] = result["bytes"] / 1e6 / result["cpu_s"]
+        ours = row["chinese_with_words_mb_s" if name == "_chinese" else "english_mb_s"]
+        row[f"times_datatrove{name}"] = ours / row[f"datatrove{name}_mb_s"]
+    row["jieba_mb_s"] = jieba_mb_s(read_texts(chinese, int(peer_mb * 1e6)))
+    row["segmentation_times_jieba"] = row["segmentation_mb_s"] / row["jieba_mb_s"]
+    return {key: round(value, 2) for key, value in row.items()}
+
+
+def jieba_mb_s(texts: list[str]) -> float:
+    jieba.setLogLevel(60)
+    jieba.lcut("预热", HMM=False)
+    begin = time.process_time()
+    for text in texts:
+        jieba.lcut(text, HMM=False)
+    return sum(len(text.encode()) for text in texts) / 1e6 / (time.process_time() - begin)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--english", type=Path)
+    parser.add_argument("--chinese", type=Path)
+    parser.add_argument("--peer-mb", type=float, default=1.0)
     parser.add_argument("--limit-mb", type=float, default=8.0)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -74,8 +127,14 @@ def main() -> None:
             "exponent": round(math.log(ratio) / math.log(16), 3),
             "decide_ms": round((time.process_time() - begin) * 1e3, 2),
         }  # fmt: skip
+    missed: list[str] = []
+    if args.english and args.chinese:
+        row = beside_peers(args.english, args.chinese, args.limit_mb, args.peer_mb)
+        missed = [name for name, bound in BOUNDS.items() if row[name] < bound]
+        report |= {"beside_peers": row, "bounds": BOUNDS, "missed": missed}
     print(json.dumps(report, indent=1))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

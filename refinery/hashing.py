@@ -55,8 +55,8 @@ def splitmix64_array(x: np.ndarray) -> np.ndarray:
         return z ^ (z >> _S31)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load_uint64(_context: Any, data: Any, _index: Any) -> Any:
+@intrinsic
+def _load_uint64(_context: Any, data: Any, _index: Any) -> Any:
     """Read ``data[index : index + 8]`` (uint8, contiguous) as one little-endian uint64, for compiled kernels.
 
     One load instruction, where eight indexed bytes cost a test for a negative index each. Nothing is checked: the
@@ -71,6 +71,10 @@ def load_uint64(_context: Any, data: Any, _index: Any) -> Any:
         return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
 
     return types.uint64(data, types.intp), codegen
+
+
+load_uint64: Any = _load_uint64
+"""The above, typed for callers: the compiler passes the context."""
 
 
 @numba.njit(cache=True, inline="always")

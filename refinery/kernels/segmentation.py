@@ -11,7 +11,7 @@ The result is a flag per byte, what `words.word_spans` and `signals.signals` tak
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -102,6 +102,7 @@ def _segment(
         if not wanted[doc]:
             boundaries[start:end] = 1
             continue
+        number: Any
         i, count = start, 0
         while i < end:
             lead = np.int64(data[i])

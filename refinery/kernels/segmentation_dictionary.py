@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -145,7 +145,7 @@ def _character_numbers(codes: np.ndarray, spans: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _entry(code: int) -> int:
+def _entry(code: Any) -> Any:
     """Return the entry of a character in `Dictionary.ids`, -1 for one that blocks do not hold."""
     if code < 0x80:
         return np.int64(code)
@@ -176,6 +176,7 @@ def _nodes(
         mask *= 2
     mask -= 1
     table = np.zeros(mask + 1, dtype=np.int32)
+    node: Any
     count = 1
     for word in range(len(spans)):
         node = 0

@@ -23,7 +23,7 @@ from refinery.kernels.words import boundary_flags, split_words
 
 __all__ = ["MAX_DOCUMENT_BYTES", "SIGNALS", "SignalSpec", "signal_batch", "signals"]
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised whenever a signal's definition changes: stored signals of another version are computed anew."""
 
 MAX_DOCUMENT_BYTES = 2**30
@@ -108,4 +108,4 @@ def _count_batch(
         scan_words(
             data, start, end, classes, stop_zh, words, starts, ends, num_chars, kinds, keys, char_ends, row
         )
-        ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 :])
+        ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 : Count.NGRAM_10 + 1])

@@ -75,6 +75,9 @@ class Count(IntEnum):
     NGRAM_8 = 53
     NGRAM_9 = 54
     NGRAM_10 = 55
+    COMMENT_CHARS = 56
+    TURNS = 57
+    TURN_CHARS = 58
 
 
 class SignalSpec(NamedTuple):
@@ -175,4 +178,9 @@ SIGNALS: tuple[SignalSpec, ...] = (
     _ratio("alnum_frac", "letters and numbers, of all characters", _STARCODER, (_C.ALNUM, _C.CHARS)),
     _ratio("mean_line_length_chars", "characters per line", _STARCODER, (_C.LINE_CHARS, _C.LINES), "chars"),
     _count("max_line_length_chars", "chars", "longest line", _STARCODER, _C.MAX_LINE_CHARS),
+    _ratio("comment_char_frac", "characters of comment lines (kernels/signals_marks.py), of all in lines", _STARCODER,
+           (_C.COMMENT_CHARS, _C.LINE_CHARS)),
+    _count("num_turns", "turns", "lines that begin with a speaker and a colon", _OWN, _C.TURNS),
+    _ratio("mean_turn_length_chars", "characters per turn: non-blank lines from the first turn on, with speakers", _OWN,
+           (_C.TURN_CHARS, _C.TURNS), "chars"),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -47,8 +49,8 @@ def scan_chars(
     Scratch: `histogram` int32 over all code points, all zero before and after; `seen` int32 with room for
     ``end - start + 0x80`` entries or all code points. Output: `row` float64, indexed by `Count`.
     """
-    distinct = 0
-    chars = _count_ascii(data, start, end, histogram)
+    code: Any
+    distinct, chars = 0, _count_ascii(data, start, end, histogram)
     sentences, ellipses, dots, pending, is_open = 0, 0, 0, 0, False
     i = start
     while i < end:
@@ -100,11 +102,12 @@ def _count_ascii(data: np.ndarray, start: int, end: int, histogram: np.ndarray) 
 
     Four tables by turns: one counter that grows twice in a row costs the wait for its own store.
     """
+    chars: Any
     tables = np.zeros((4, 256), dtype=np.int32)
     first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
     i = start
     while i + 8 <= end:
-        eight = load_uint64(data, i)
+        eight: np.uint64 = load_uint64(data, i)
         first[eight & _BYTE] += 1
         second[(eight >> np.uint64(8)) & _BYTE] += 1
         third[(eight >> np.uint64(16)) & _BYTE] += 1

@@ -14,6 +14,7 @@ from refinery.hashing import hash_bytes
 from refinery.kernels.char_classes import SPACE, TERMINAL, class_of, decode
 from refinery.kernels.repetition import repeated_segments
 from refinery.kernels.signals_catalog import Count
+from refinery.kernels.signals_marks import NO_BLOCK, comment_state, opens_turn
 from refinery.kernels.wide import next_line_end
 
 SHORT_LINE_CHARS = 30
@@ -53,14 +54,16 @@ def _is_c4_end(code: int) -> bool:
 
 
 @numba.njit(cache=True)
-def _scan_line(data: np.ndarray, start: int, end: int, chars: int, classes: np.ndarray, row: np.ndarray) -> bool:
-    """Add the figures of one line; return whether it holds more than white space."""
+def _scan_line(
+    data: np.ndarray, start: int, end: int, chars: int, block: int, classes: np.ndarray, row: np.ndarray
+) -> tuple[bool, int]:
+    """Add the figures of one line; return whether it holds more than white space, and the comment open after it."""
     row[Count.LINES] += 1
     row[Count.LINE_CHARS] += chars
     row[Count.MAX_LINE_CHARS] = max(row[Count.MAX_LINE_CHARS], chars)
     first, last = strip_span(data, start, end, classes)
     if first == last:
-        return False
+        return False, block
     row[Count.NONBLANK_LINES] += 1
     opening, _ = decode(data, first, last)
     if opening == 0x2022 or opening == 0x2D:  # noqa: PLR1714
@@ -76,7 +79,14 @@ def _scan_line(data: np.ndarray, start: int, end: int, chars: int, classes: np.n
         row[Count.PUNCT_LINES] += 1
     if chars <= SHORT_LINE_CHARS:
         row[Count.SHORT_LINES] += 1
-    return True
+    is_comment, block = comment_state(data, first, last, block)
+    if is_comment:
+        row[Count.COMMENT_CHARS] += chars
+    if opens_turn(data, first, last, classes):
+        row[Count.TURNS] += 1
+    if row[Count.TURNS] > 0:
+        row[Count.TURN_CHARS] += chars
+    return True, block
 
 
 @numba.njit(cache=True, nogil=True)
@@ -96,7 +106,7 @@ def scan_lines(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
     Scratch: `keys` uint64 and `num_chars` int32 with room for ``end - start + 1`` lines; `integers` int32, shape
     (6, same); `table` int32 as `repetition.table_capacity` says.
     """
-    nonempty, blank_nonempty = 0, integers[2]
+    nonempty, block, blank_nonempty = 0, NO_BLOCK, integers[2]
     begin = start
     while begin < end:
         i, chars = next_line_end(data, begin, end)
@@ -104,7 +114,7 @@ def scan_lines(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
         if i < end and stop > begin and data[stop - 1] == 0x0D:
             stop -= 1
             chars -= 1
-        filled = _scan_line(data, begin, stop, chars, classes, row)
+        filled, block = _scan_line(data, begin, stop, chars, block, classes, row)
         if stop > begin:
             keys[nonempty] = hash_bytes(data, begin, stop, _SEED)
             num_chars[nonempty] = chars

@@ -5,6 +5,8 @@ Bytes are looked at as one integer (Lamport, "Multiple byte processing with full
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -20,9 +22,10 @@ _EVEN_BYTES, _EVEN_PAIRS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF00
 @numba.njit(cache=True, inline="always")
 def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
     r"""Return (position of the first ``\n`` at or after `begin`, or `end`; characters that start before it)."""
+    chars: Any
     i, chars = begin, 0
     while i + 8 <= end:
-        eight = load_uint64(data, i)
+        eight: np.uint64 = load_uint64(data, i)
         other = eight ^ _NEWLINES
         if (other - _LOW) & ~other & _HIGH:
             break
@@ -39,7 +42,7 @@ def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
 def packed_bytes(data: np.ndarray, first: int, length: int) -> np.int64:
     """Return ``data[first : first + length]``, 1 to 7 bytes, as one big-endian integer."""
     if first + 8 <= len(data):
-        x = load_uint64(data, first)
+        x: np.uint64 = load_uint64(data, first)
         x = ((x >> _S8) & _EVEN_BYTES) | ((x & _EVEN_BYTES) << _S8)
         x = ((x >> _S16) & _EVEN_PAIRS) | ((x & _EVEN_PAIRS) << _S16)
         x = (x >> _S32) | (x << _S32)

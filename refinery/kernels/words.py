@@ -17,7 +17,7 @@ Underscores and hyphens split: *snake_case* is two words and a symbol. Scripts w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -104,6 +104,7 @@ def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned 
     long; ``kinds[w]`` (uint8) is the union of its characters' low class flags (`ALPHA` … `LATIN`). The output arrays
     need room for ``end - start`` entries.
     """
+    code: Any
     segmented = len(boundaries) > 0
     words, symbols, last_symbol, i = 0, 0, -1, start
     while i < end:
@@ -121,8 +122,7 @@ def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned 
             continue
         starts[words] = i - start
         ideographic = flags & IDEOGRAPHIC != 0
-        chars, kind = 0, 0
-        joins = True
+        chars, kind, joins = 0, 0, True
         while joins:
             chars += 1
             kind |= flags

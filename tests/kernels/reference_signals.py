@@ -110,6 +110,29 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else 0.0
 
 
+def comment_lines(nonblank: list[str]) -> list[str]:
+    found, closer = [], ""
+    for line in nonblank:
+        text = line.strip()
+        opener = re.match(r"/\*|<!--|\"{3}|'{3}", text)
+        if closer:
+            closer = "" if closer in text else closer
+        elif opener:
+            closer = {"/*": "*/", "<!--": "-->"}.get(opener[0], opener[0])
+            closer = "" if closer in text[opener.end() :] else closer
+        elif not re.match(r"//|#(?![a-zA-Z])|--([ \t]|$)", text):
+            continue
+        found.append(line)
+    return found
+
+
+def opens_turn(text: str) -> bool:
+    speaker = re.match(r"([^:：]{1,24})[:：](?!/)", text)
+    if not speaker or not has(text[0], cc.ALPHA):
+        return False
+    return all(is_word(c) or c in " ._-" for c in speaker[1])
+
+
 def signals_of(text: str) -> dict[str, float]:
     out: dict[str, float] = {}
     words, symbols = tokens(text)
@@ -165,4 +188,9 @@ def signals_of(text: str) -> dict[str, float]:
     out["char_entropy_nats"] = -sum(k / len(text) * math.log(k / len(text)) for k in Counter(text).values())
     out["mean_line_length_chars"] = ratio(sum(map(len, lines)), len(lines))
     out["max_line_length_chars"] = max(map(len, lines), default=0)
+    out["comment_char_frac"] = ratio(sum(len(x) for x in comment_lines(nonblank)), sum(map(len, lines)))
+    opening = [opens_turn(x.strip()) for x in nonblank]
+    out["num_turns"] = sum(opening)
+    spoken = nonblank[opening.index(True) :] if any(opening) else []
+    out["mean_turn_length_chars"] = ratio(sum(map(len, spoken)), sum(opening))
     return out

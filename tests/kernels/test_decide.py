@@ -93,7 +93,7 @@ def test_missing_signal_and_unequal_columns_are_schema_errors() -> None:
 
 def test_every_preset_loads_and_cites() -> None:
     names = {spec.name for spec in SIGNALS}
-    assert preset_names() == ["c4", "code", "fineweb", "fineweb2_zh", "gopher", "zh_web"]
+    assert preset_names() == ["c4", "code", "dialogue", "fineweb", "fineweb2_zh", "gopher", "zh_web"]
     rules = load_rules(preset_names())
     assert all(rule.signal in names and rule.source for rule in rules)
 

@@ -19,7 +19,9 @@ PIECES = [
     "the", "of ", "With", " that's", "l’eau", "的", "中文", "かな", "カー", "が", "\u3099", "слово ", "Größe", "é",
     "12", "٣", "#", "...", "…", ".", "。", "！", "”", '"', ")", "- ", "• ", "{", "\n", "\n\n", "\r\n", "\r", " ", "\t",
     "\u3000", "\x00", "\u2028", "😀", "𠀀", "\U000e0100", "lorem ipsum", "JavaScript", "terms of use", "use cookies",
-    "the cat sat on the mat and the dog", "·", "'", "_", "--",
+    "the cat sat on the mat and the dog", "·", "'", "_", "--", ":", "：", "USER: ", "/*", "*/", "//", "<!--", "-->",
+    "'''", '"""',
+    "\n# ", "\n#in", "\n-- ", "\n/* x", "\nUSR:", "\n甲 2：",
 ]  # fmt: skip
 TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
 
