@@ -4,9 +4,9 @@
     python benchmarks/signals.py --english docs/en-peps.jsonl.gz --chinese law/zh-laws.jsonl.gz
 
 Each file is JSON lines (plain or gzip) with a `text` field. Prints one JSON object; `exponent` is the slope of
-log(time) over log(bytes) between one and sixteen copies of the input. With `--english` and `--chinese` datatrove's chain
-of Gopher, C4 and FineWeb filters runs on the same files (environment of `peers.py`), jieba on the Chinese one, bounds
-are checked, and a miss ends with status 1.
+log(time) over log(bytes) between one and sixteen copies of the input. With `--english` and `--chinese` datatrove's
+chain of Gopher, C4 and FineWeb filters runs on the same files (environment of `peers.py`), jieba on the Chinese one,
+bounds are checked, and a miss ends with status 1.
 """
 
 from __future__ import annotations
