@@ -292,7 +292,7 @@ class MixStage(Section):
 class Mix(Section):
     """How much of what is trained on."""
 
-    budget_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    budget_tokens: int | Literal["auto"] = Field(
         "auto", description="tokens a run will read; auto is the largest that the caps allow"
     )
     stages: tuple[MixStage, ...] = Field(min_length=1, description="phases, in order")
