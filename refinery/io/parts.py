@@ -146,6 +146,12 @@ def read_batches(
         yield from reader.iter_batches(batch_size=batch_rows, columns=list(columns))
 
 
+def part_schema(workdir: str, stage: str, table: str, part: int) -> pa.Schema:
+    """Return the schema of one part, without its metadata; errors as `read_part`."""
+    with _opened(workdir, stage, table, part, None) as reader:
+        return reader.schema_arrow.remove_metadata()
+
+
 @contextlib.contextmanager
 def _opened(
     workdir: str, stage: str, table: str, part: int, columns: Sequence[str] | None

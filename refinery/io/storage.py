@@ -36,23 +36,29 @@ def exists(path: str) -> bool:
     """Say whether a file exists."""
     if is_local(path):
         return local_path(path).exists()
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _store(path)
     return bool(fs.exists(inner))
+
+
+def _store(path: str) -> tuple[Any, str]:
+    """Return (file system, path in it) without its cache of listings: other processes write the files we look for."""
+    return fsspec.core.url_to_fs(path, use_listings_cache=False)  # type: ignore[no-any-return]
 
 
 def read_bytes(path: str) -> bytes:
     """Read a whole file."""
     if is_local(path):
         return local_path(path).read_bytes()
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())
+    fs, inner = _store(path)
+    return bytes(fs.cat_file(inner))
 
 
 def open_input(path: str) -> Any:
     """Open a file for random-access reads (closing is the caller's)."""
     if is_local(path):
         return local_path(path).open("rb")
-    return fsspec.open(path, "rb").open()
+    fs, inner = _store(path)
+    return fs.open(inner, "rb")
 
 
 def list_names(folder: str) -> list[str]:
@@ -60,7 +66,7 @@ def list_names(folder: str) -> list[str]:
     if is_local(folder):
         path = local_path(folder)
         return sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    fs, inner = fsspec.core.url_to_fs(folder)
+    fs, inner = _store(folder)
     if not fs.exists(inner):
         return []
     return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(inner, detail=False))
@@ -74,7 +80,7 @@ def write_atomic(path: str, data: bytes | memoryview) -> None:
     """
     if not is_local(path):
         try:
-            fs, inner = fsspec.core.url_to_fs(path)
+            fs, inner = _store(path)
             fs.pipe_file(inner, bytes(data))
         except OSError as error:
             raise TransientError(f"could not write {path} ({len(data)} bytes): {error}; try again") from error
@@ -100,7 +106,7 @@ def remove(path: str) -> None:
     if is_local(path):
         local_path(path).unlink(missing_ok=True)
         return
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _store(path)
     if fs.exists(inner):
         fs.rm_file(inner)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from refinery.contracts.tables import TEXT_COLUMNS
 from refinery.errors import ConfigError
+from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.stages.archive_cache import LOCATORS
 from refinery.stages.java import find_java_home
+from refinery.stages.part_tasks import map_parts
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -146,6 +151,8 @@ def read_table(
     wide = sorted(TEXT_COLUMNS & set(columns))
     if wide:
         raise ConfigError(f"columns {wide} of {stage}/{table} must not enter the JVM; read them in a part task")
+    if not storage.is_local(workdir):
+        return _read_stored(spark, workdir, stage, table, list(columns), parts)
     folder = storage.join(workdir, stage, table)
     if parts is None:
         return spark.read.parquet(_spark_url(folder)).select(*columns)
@@ -153,5 +160,21 @@ def read_table(
     return spark.read.parquet(*paths).select(*columns)
 
 
+def _read_stored(
+    spark: SparkSession, workdir: str, stage: str, table: str, columns: list[str], parts: Sequence[int] | None
+) -> DataFrame:
+    """Read narrow columns from an object store, in part tasks: Spark needs no jar and no credentials of its own."""
+    numbers = list(parts) if parts is not None else part_files.part_numbers(workdir, stage, table)
+    if not numbers:
+        raise ConfigError(f"{workdir} has no parts of {stage}/{table}; run `refinery {stage} RECIPE` first")
+    schema = part_files.part_schema(workdir, stage, table, numbers[0])
+    task = functools.partial(_narrow_rows, workdir, stage, table, columns)
+    return map_parts(spark, numbers, task, pa.schema([schema.field(name) for name in columns]))
+
+
+def _narrow_rows(workdir: str, stage: str, table: str, columns: list[str], part: int) -> Iterator[pa.RecordBatch]:
+    yield from part_files.read_batches(workdir, stage, table, part, columns, part_files.NARROW_ROW_GROUP_ROWS)
+
+
 def _spark_url(path: str) -> str:
-    return f"file://{storage.local_path(path).resolve()}" if storage.is_local(path) else path.replace("s3://", "s3a://")
+    return f"file://{storage.local_path(path).resolve()}"
