@@ -48,20 +48,20 @@ def _stop_word_bit(packed: Any) -> int:
 
 @numba.njit(cache=True)
 def _phrase(data: np.ndarray, doc_start: int, start: int, length: int) -> int:
-    """Return what a phrase that ends in this word says: 1 lorem ipsum, 2 javascript, 3 a policy; 0 nothing.
+    """Return what phrases that end in this word say, as bits: 1 lorem ipsum, 2 javascript, 4 a policy.
 
     Phrases are substrings: the last word of a phrase need only begin with the phrase's last word, the first need only
     end with the phrase's first.
     """
-    letter = data[start] | 0x20
+    letter, found = data[start] | 0x20, 0
     if letter == 0x69 and length >= 5 and _ends_with(data, doc_start, start + 5, _LOREM):
-        return 1
+        found = 1
     if letter == 0x75 and length >= 3 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
-        return 3
+        found = 4
     if letter == 0x70 and length >= 6:
         stop = start + 6
         if _ends_with(data, doc_start, stop, _PRIVACY_POLICY) or _ends_with(data, doc_start, stop, _COOKIE_POLICY):
-            return 3
+            found = 4
     if letter == 0x63 and length >= 7:
         stop = start + 7
         if (
@@ -69,12 +69,12 @@ def _phrase(data: np.ndarray, doc_start: int, start: int, length: int) -> int:
             or _ends_with(data, doc_start, stop, _USE_OF_COOKIES)
             or _ends_with(data, doc_start, stop, _USE_COOKIES)
         ):
-            return 3
+            found = 4
     if length >= 10:
         for stop in range(start + 10, start + length + 1):
             if data[stop - 1] | 0x20 == 0x74 and _ends_with(data, doc_start, stop, _JAVASCRIPT):
-                return 2
-    return 0
+                return found | 2
+    return found
 
 
 @numba.njit(cache=True)
@@ -149,12 +149,12 @@ def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
         if length < 10 and letter != 0x63 and letter != 0x69 and letter != 0x70 and letter != 0x75:  # noqa: PLR1714
             continue
         found = _phrase(data, start, first, length)
-        if found == 1:
+        if found & 1:
             row[Count.LOREM_IPSUM] += 1
-        elif found == 2 and first > javascript_until:
+        if found & 2 and first > javascript_until:
             row[Count.JAVASCRIPT_LINES] += 1
             javascript_until = _line_end(data, first, end)
-        elif found == 3 and first > policy_until:
+        if found & 4 and first > policy_until:
             row[Count.POLICY_LINES] += 1
             policy_until = _line_end(data, first, end)
     row[Count.WORDS] = num_words
