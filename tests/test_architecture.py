@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "gpu": {"kernels"},
     "io": {"kernels"},
-    "tokenization": set(),
+    "tokenization": {"kernels"},
     "shards": set(),
     "scaling": set(),
     "trainer": {"shards", "tokenization"},

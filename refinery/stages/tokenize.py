@@ -28,8 +28,9 @@ from refinery.recipe import Recipe
 from refinery.stages.decisions import located
 from refinery.stages.mix_plan import phase_domains
 from refinery.stages.part_tasks import run_part_tasks
+from refinery.stages.pretoken_counts import count_sample
 from refinery.stages.tallies import TALLY_COLUMNS, tally
-from refinery.stages.vocabulary import make_vocabulary, origin_of
+from refinery.stages.vocabulary import Origin, make_vocabulary, origin_of
 from refinery.stages.workspace import (
     Run,
     check_conservation,
@@ -45,7 +46,7 @@ from refinery.tokenization.info import load_info
 from refinery.tokenization.sample import sample_mask, sample_thresholds
 
 NAME = "tokenize"
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 HEALTH_SAMPLE_BYTES = 2_000_000
 """Held-out text that the health report reads."""
 
@@ -79,14 +80,18 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None and load_info(storage.join(recipe.workdir, NAME, "tokenizer")).sha256 == done.facts["sha256"]:
         return done
-    thresholds = _thresholds(recipe, last.counts, origin.sample_bytes)
+    thresholds = _thresholds(recipe, last.counts, origin)
     task = TokenizeTask(recipe.workdir, recipe.seed, upto, run_.slice_rows, seen, thresholds)
     parts = sorted(seen)
     sampled = run_part_tasks(run_.spark, parts, functools.partial(sample_part, task), None)
     place = storage.local_path(storage.join(recipe.workdir, NAME, "tokenizer"))
     sample_print = fingerprint_of([r["sample"]["content_hash"] for r in sampled])
     make_vocabulary(
-        place, origin, lambda: (text for _, _, text in _sample_rows(recipe.workdir, parts, "train")), sample_print
+        place,
+        origin,
+        functools.partial(count_sample, run_.spark, recipe.workdir, sampled),
+        lambda: (text for _, _, text in _sample_rows(recipe.workdir, parts, "train")),
+        sample_print,
     )
     folder = str(place)
     info = load_info(folder)
@@ -124,17 +129,18 @@ def check_origin(recipe: Recipe) -> None:
         origin_of(recipe)
 
 
-def _thresholds(recipe: Recipe, counts: list[CountRow] | Any, sample_bytes: int) -> dict[str, float]:
-    """Return per ``domain/split`` the share of documents to sample: training text by the mix, held-out text evenly."""
+def _thresholds(recipe: Recipe, counts: list[CountRow] | Any, origin: Origin) -> dict[str, float]:
+    """Return per ``domain/split`` the share of documents to sample: training text by weights, held-out text evenly."""
     kept: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
     for row in counts:
         if row.kind == "kept":
             kept[row.split][row.domain] = kept[row.split].get(row.domain, 0) + row.bytes
     held_out = sum(kept["validation"].values())
     drawn = {f"{d}/validation": min(1.0, HEALTH_SAMPLE_BYTES / held_out) for d in kept["validation"]}
-    if sample_bytes:
-        weights = _domain_weights(recipe, kept["train"])
-        shares = sample_thresholds(kept["train"], weights, sample_bytes)
+    if origin.sample_bytes:
+        asked = origin.recipe.weights if origin.recipe is not None else None
+        weights = _domain_weights(recipe, kept["train"]) if asked is None else asked
+        shares = sample_thresholds(kept["train"], weights, origin.sample_bytes)
         drawn |= {f"{domain}/train": share for domain, share in shares.items()}
     return drawn
 
@@ -167,7 +173,7 @@ def _without_replay(recipe: Recipe, train_bytes: dict[str, int]) -> dict[str, fl
 def sample_part(task: TokenizeTask, part: int) -> dict[str, Any]:
     """Write the documents of one part that the sample draws."""
     path = part_files.part_path(task.workdir, NAME, "sample", part)
-    print_ = fingerprint_of("sample", task.seed, task.thresholds, task.upstream[part])
+    print_ = fingerprint_of("sample", ALGORITHM_VERSION, task.seed, task.thresholds, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         names = sorted(task.thresholds)
@@ -181,8 +187,11 @@ def sample_part(task: TokenizeTask, part: int) -> dict[str, Any]:
             keys = key_prefix_uint64(piece.table.column("doc_key").to_pylist())
             mask = sample_mask(keys, codes, limits, task.seed)
             tables.append(piece.table.filter(pa.array(mask)).select(TOKENIZER_SAMPLE.names).cast(TOKENIZER_SAMPLE))
-        found = part_files.write_part(path, pa.concat_tables(tables), TOKENIZER_SAMPLE, print_)
-    return {"sample": located(part, found)}
+        table = pa.concat_tables(tables)
+        train = table.column("text").filter(pa.compute.equal(table.column("split"), "train"))
+        totals = {"docs": len(train), "bytes": pa.compute.sum(pa.compute.binary_length(train)).as_py() or 0}
+        found = part_files.write_part(path, table, TOKENIZER_SAMPLE, print_, totals)
+    return {"sample": located(part, found), **found.result}
 
 
 def _sample_rows(workdir: str, parts: list[int], split: str) -> Iterator[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from refinery.recipe import Recipe
 from refinery.tokenization.extend import extend_bpe
 from refinery.tokenization.info import adopt_tokenizer, read_definition, tokenizer_folder
 from refinery.tokenization.recipe import TokenizerRecipe, load_recipe
-from refinery.tokenization.train import train_bpe
+from refinery.tokenization.train import CountedSample, train_counted
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,20 @@ def origin_of(recipe: Recipe) -> Origin:
     return Origin(None, folder, given.add or 0, given.sample_bytes, {**added, **drawn})
 
 
-def make_vocabulary(folder: Path, origin: Origin, texts: Callable[[], Iterator[str]], sample_print: str) -> None:
+def make_vocabulary(
+    folder: Path,
+    origin: Origin,
+    counted: Callable[[TokenizerRecipe], CountedSample],
+    texts: Callable[[], Iterator[str]],
+    sample_print: str,
+) -> None:
     """Make the vocabulary in `folder`; one that stands there and was made of the same things stays.
 
     Args:
         folder: where ``tokenizer.json`` goes.
         origin: what it is made of.
-        texts: yields the sample's documents.
+        counted: counts the sample's pretokens, for a recipe.
+        texts: yields the sample's documents, for extending.
         sample_print: fingerprint of the sample.
     """
     if origin.recipe is None and not origin.add:
@@ -76,7 +83,7 @@ def make_vocabulary(folder: Path, origin: Origin, texts: Callable[[], Iterator[s
         return
     marker.unlink(missing_ok=True)
     if origin.recipe is not None:
-        train_bpe(texts(), origin.recipe, folder)
+        train_counted(counted(origin.recipe), origin.recipe, folder)
     else:
         base = folder.with_name("base_tokenizer")
         adopt_tokenizer(str(origin.folder), base)

@@ -53,6 +53,9 @@ _SPLIT_PATTERNS = {
 }
 
 
+_MAX_DIGITS = {"gpt4_digits3": 3, "gpt4_digits1": 1}
+
+
 class TokenizerRecipe(BaseModel):
     """One tokenizer to train; the same recipe and the same sample give the same bytes."""
 
@@ -72,7 +75,11 @@ class TokenizerRecipe(BaseModel):
     min_frequency: int = Field(default=2, ge=1)
     """A pair is merged only while it occurs this often in the sample."""
     sample_bytes: int = Field(ge=1)
-    """UTF-8 bytes of text to train on, over all domains: the bound on the trainer's memory."""
+    """UTF-8 bytes of text to train on, over all domains."""
+    max_pretoken_bytes: int = Field(default=64_000_000, ge=1000)
+    """Bytes of distinct pretokens that training keeps; the rarest go first. Memory is about 30 bytes for each."""
+    weights: dict[str, float] | None = None
+    """Share of the sample by domain, summing to 1; None takes the shares of the run's mix."""
     seed: int = 0
 
     @field_validator("special_tokens", mode="before")
@@ -89,6 +96,11 @@ class TokenizerRecipe(BaseModel):
     def num_merges(self) -> int:
         """Merges that fill the vocabulary."""
         return self.vocab_size - 256 - len(self.all_special_tokens)
+
+    @property
+    def max_digits(self) -> int:
+        """Characters of numbers that one pretoken takes."""
+        return _MAX_DIGITS[self.split_pattern]
 
     @property
     def pattern(self) -> str:

@@ -1,0 +1,287 @@
+"""Cut UTF-8 into pretokens without a regular-expression engine, and count the distinct ones.
+
+The split pattern of our tokenizer recipes (GPT-4's shape, Han runs of at most four characters) is seven rules on
+character classes; read as a hand-written scanner it runs over bytes, with no text object per pretoken. That it cuts
+where the library's engine cuts is tested on generated and real text; the classes come from that engine itself.
+
+Counting keeps each distinct pretoken once: an arena of bytes, an open-addressing table of 32-bit slots, and counts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from refinery.kernels.text import TextViews
+
+HAN, LETTER, NUMBER, SPACE, NEWLINE = 1, 2, 4, 8, 16
+"""Bits of a character's class: script Han; letter or mark (categories L and M); category N; white space; CR or LF."""
+
+_MAX_HAN_RUN = 4
+_LOAD = 0.6
+_QUOTE, _BLANK = 39, 32
+_LONG_S = (0xC5, 0xBF)  # U+017F, which matches "s" when letter case is ignored
+
+
+class PretokenCounts(NamedTuple):
+    """W distinct pretokens with their counts."""
+
+    offsets: np.ndarray
+    """int64, shape (W + 1,): pretoken i is ``data[offsets[i]:offsets[i + 1]]``."""
+    data: np.ndarray
+    """uint8: UTF-8."""
+    counts: np.ndarray
+    """int64, shape (W,): occurrences."""
+
+
+@njit(cache=True, nogil=True)
+def _char(data: np.ndarray, at: int) -> tuple[int, int]:
+    """Return (code point, bytes) of the character that starts at `at`."""
+    first = np.int64(data[at])
+    if first < 0x80:
+        return first, 1
+    if first < 0xE0:
+        return ((first & 0x1F) << 6) | (data[at + 1] & 0x3F), 2
+    second = np.int64(data[at + 1] & 0x3F)
+    if first < 0xF0:
+        return ((first & 0x0F) << 12) | (second << 6) | (data[at + 2] & 0x3F), 3
+    return ((first & 0x07) << 18) | (second << 12) | (np.int64(data[at + 2] & 0x3F) << 6) | (data[at + 3] & 0x3F), 4
+
+
+@njit(cache=True, nogil=True)
+def _run_end(data: np.ndarray, at: int, end: int, classes: np.ndarray, mask: int, value: int, most: int) -> int:
+    """Return where a run of at most `most` characters with ``class & mask == value`` ends."""
+    while at < end and most > 0:
+        code, size = _char(data, at)
+        if classes[code] & mask != value:
+            break
+        at += size
+        most -= 1
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _contraction_end(data: np.ndarray, at: int, end: int) -> int:
+    """Return the end of 's, 'd, 'm, 't, 'll, 've or 're that starts at a quote, letter case ignored; `at` if none."""
+    if at + 1 >= end:
+        return at
+    first = data[at + 1] | 0x20
+    if data[at + 1] < 0x80 and (first == 115 or first == 100 or first == 109 or first == 116):
+        return at + 2
+    if at + 2 >= end:
+        return at
+    if data[at + 1] == _LONG_S[0] and data[at + 2] == _LONG_S[1]:
+        return at + 3
+    second = data[at + 2] | 0x20
+    if data[at + 1] >= 0x80 or data[at + 2] >= 0x80:
+        return at
+    if (first == 108 and second == 108) or ((first == 118 or first == 114) and second == 101):
+        return at + 3
+    return at
+
+
+@njit(cache=True, nogil=True)
+def pretoken_end(data: np.ndarray, at: int, end: int, classes: np.ndarray, max_digits: int) -> int:
+    """Return where the pretoken that starts at `at` ends.
+
+    Args:
+        data: uint8, valid UTF-8.
+        at: a pretoken's first byte, under `end`.
+        end: where the text ends.
+        classes: uint8, shape (0x110000,): bits by code point.
+        max_digits: characters of category N in one pretoken.
+    """
+    code, size = _char(data, at)
+    kind = classes[code]
+    if kind & HAN:
+        return _run_end(data, at, end, classes, HAN, HAN, _MAX_HAN_RUN)
+    if code == _QUOTE:
+        stop = _contraction_end(data, at, end)
+        if stop > at:
+            return stop
+    # Letters, with one character of another kind before them.
+    first = at if kind & LETTER else at + size
+    if not kind & (NUMBER | NEWLINE):
+        stop = _run_end(data, first, end, classes, LETTER | HAN, LETTER, end - at)
+        if stop > first:
+            return stop
+    if kind & NUMBER:
+        return _run_end(data, at, end, classes, NUMBER, NUMBER, max_digits)
+    if code == _BLANK or not kind & SPACE:
+        first = at + 1 if code == _BLANK else at
+        stop = _run_end(data, first, end, classes, SPACE | LETTER | NUMBER, 0, end - at)
+        if stop > first:
+            return _run_end(data, stop, end, classes, NEWLINE, NEWLINE, end - at)
+    return _white_end(data, at, end, classes)
+
+
+@njit(cache=True, nogil=True)
+def _white_end(data: np.ndarray, at: int, end: int, classes: np.ndarray) -> int:
+    """Cut white space: through its last line end; else all but its last character, which a word takes along."""
+    stop, last, through = at, at, at
+    while stop < end:
+        code, size = _char(data, stop)
+        if not classes[code] & SPACE:
+            break
+        last = stop
+        stop += size
+        if classes[code] & NEWLINE:
+            through = stop
+    if through > at:
+        return through
+    if stop == end or last == at:
+        return stop
+    return last
+
+
+@njit(cache=True, nogil=True)
+def hash_bytes(data: np.ndarray, start: int, end: int) -> np.uint64:
+    """Return a 64-bit hash of a few bytes (multiply and fold; collisions are resolved by comparing)."""
+    value = np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(end - start)
+    for at in range(start, end):
+        value = (value ^ np.uint64(data[at])) * np.uint64(0x100000001B3)
+    value ^= value >> np.uint64(29)
+    value *= np.uint64(0xBF58476D1CE4E5B9)
+    return value ^ (value >> np.uint64(32))
+
+
+@njit(cache=True, nogil=True)
+def same_bytes(one: np.ndarray, at: int, other: np.ndarray, start: int, size: int) -> bool:
+    """Compare `size` bytes."""
+    for step in range(size):
+        if one[at + step] != other[start + step]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _count(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
+    offsets: np.ndarray,
+    data: np.ndarray,
+    place: np.ndarray,
+    classes: np.ndarray,
+    max_digits: int,
+    slots: np.ndarray,
+    table: np.ndarray,
+    arena: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Count from ``place`` = (document, byte) on; return the number of pretokens. Stops early when an array is full."""
+    mask = np.uint64(len(slots) - 1)
+    size = place[2]
+    room = min(int(len(slots) * _LOAD), len(counts))
+    while place[0] < len(offsets) - 1:
+        end = offsets[place[0] + 1]
+        at = max(place[1], offsets[place[0]])
+        while at < end:
+            stop = pretoken_end(data, at, end, classes, max_digits)
+            slot = hash_bytes(data, at, stop) & mask
+            while True:
+                found = slots[slot]
+                if found < 0:
+                    if size >= room or table[size] + stop - at > len(arena):
+                        place[1], place[2] = at, size
+                        return size
+                    slots[slot] = size
+                    table[size + 1] = table[size] + stop - at
+                    arena[table[size] : table[size + 1]] = data[at:stop]
+                    counts[size] = 1
+                    size += 1
+                    break
+                start = table[found]
+                if table[found + 1] - start == stop - at and same_bytes(arena, start, data, at, stop - at):
+                    counts[found] += 1
+                    break
+                slot = (slot + np.uint64(1)) & mask
+            at = stop
+        place[0] += 1
+        place[1] = 0
+    place[2] = size
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _refill(slots: np.ndarray, table: np.ndarray, arena: np.ndarray, size: int) -> None:
+    mask = np.uint64(len(slots) - 1)
+    for index in range(size):
+        slot = hash_bytes(arena, table[index], table[index + 1]) & mask
+        while slots[slot] >= 0:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = index
+
+
+@njit(cache=True, nogil=True)
+def pretoken_bounds(offsets: np.ndarray, data: np.ndarray, classes: np.ndarray, max_digits: int) -> np.ndarray:
+    """Return where the pretokens of all documents end, as byte positions, int64, shape (pretokens,)."""
+    ends = np.empty(max(16, len(data) // 2), dtype=np.int64)
+    count = 0
+    for document in range(len(offsets) - 1):
+        at = offsets[document]
+        while at < offsets[document + 1]:
+            at = pretoken_end(data, at, offsets[document + 1], classes, max_digits)
+            if count == len(ends):
+                larger = np.empty(2 * count, dtype=np.int64)
+                larger[:count] = ends
+                ends = larger
+            ends[count] = at
+            count += 1
+    return ends[:count].copy()
+
+
+class PretokenCounter:
+    """Counts pretokens over many batches; memory grows with the distinct ones only, about 30 bytes and their text."""
+
+    def __init__(self, classes: np.ndarray, max_digits: int) -> None:
+        """Start empty.
+
+        Args:
+            classes: uint8, shape (0x110000,), bits by code point.
+            max_digits: characters of category N in one pretoken.
+        """
+        self._classes = classes
+        self._max_digits = max_digits
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._slots = np.full(1 << 16, -1, dtype=np.int32)
+        self._table = np.zeros(1 << 16, dtype=np.int64)
+        self._counts = np.zeros((1 << 16) - 1, dtype=np.int64)
+        self._arena = np.empty(1 << 19, dtype=np.uint8)
+        self._size = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the distinct pretokens."""
+        return int(self._table[self._size])
+
+    def add(self, views: TextViews) -> None:
+        """Count the pretokens of some documents, which must be valid UTF-8."""
+        place = np.array([0, 0, self._size], dtype=np.int64)
+        while True:
+            self._size = int(
+                _count(
+                    *(views.offsets, views.data, place, self._classes, self._max_digits),
+                    *(self._slots, self._table, self._arena, self._counts),
+                )
+            )
+            if place[0] >= views.num_docs:
+                return
+            self._grow(len(views.data))
+
+    def _grow(self, longest: int) -> None:
+        if self._size >= int(len(self._slots) * _LOAD):
+            self._slots = np.full(2 * len(self._slots), -1, dtype=np.int32)
+            _refill(self._slots, self._table, self._arena, self._size)
+        elif self._size >= len(self._counts):
+            self._table = np.concatenate([self._table, np.zeros(len(self._table) // 2, np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(len(self._table) - 1 - len(self._counts), np.int64)])
+        else:
+            self._arena = np.concatenate([self._arena, np.empty(max(len(self._arena) // 2, longest), np.uint8)])
+
+    def counts(self) -> PretokenCounts:
+        """Return what was counted, in the order of first sight; views, valid until the next call of `add`."""
+        size = self._size
+        return PretokenCounts(self._table[: size + 1], self._arena[: self.num_bytes], self._counts[:size])
