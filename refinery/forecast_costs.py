@@ -47,10 +47,10 @@ CONTAINMENT = Cost(2.5, 40.0, 0.15, LINES.source)
 INDEX_BUILD_BYTES_PER_NGRAM = 120.0
 """Sorting n-grams while an eval index is built, beside what stays: 94 measured with a million n-grams."""
 SPARK_START_SECONDS = 8.0
-TOKENIZER_MB_PER_SECOND = 1.0
-"""Training one vocabulary: 60 MB took 61 CPU seconds."""
-TOKENIZER_MEMORY_PER_BYTE = 30.0
-"""60 MB of mixed text took 1.8 GiB."""
+TOKENIZER_MB_PER_SECOND = 3.0
+"""Training one vocabulary of 32k: 19 MB took 6.2 CPU seconds (benchmarks/tokenizer_training.py)."""
+TOKENIZER_MEMORY_PER_BYTE = 10.0
+"""19 MB of mixed text took 340 MB beyond the start of the process; large samples less a byte."""
 SENTENCES_PER_CORE_SECOND = 40.0
 """Embedding with MiniLM on a CPU; a GPU does thousands."""
 TRAIN_FLOPS_PER_CORE_SECOND = 3e10

@@ -2,16 +2,16 @@
 
 Sennrich et al. (1508.07909, section 3.2) with incremental pair counts. The result equals that of the library's trainer
 (BpeTrainer of `tokenizers` 0.23) on the same words, so its particulars are kept: of equally frequent pairs the one with
-smaller ids comes first; a pair's count is not lowered by its own merge; a merge that spells an existing token takes that
-token's id, and pairs it forms anew are queued beside an entry that the pair may have already, each with its own words.
-Counts are 64 bits wide, the library's 32.
+smaller ids comes first; a pair's count is not lowered by its own merge; a merge that spells an existing token takes
+that token's id, and pairs it forms anew are queued beside an entry that the pair may have already, each with its own
+words. Counts are 64 bits wide, the library's 32.
 
 Memory: 4 bytes a symbol for the words, 4-12 for the lists of words that hold a pair, 20 a word, 50 a distinct pair.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -33,7 +33,7 @@ class Merges(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _find(keys: np.ndarray, key: int) -> int:
+def _find(keys: np.ndarray, key: Any) -> Any:
     """Return the slot of a key, or of the hole where it belongs."""
     mask = np.uint64(len(keys) - 1)
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
@@ -143,9 +143,7 @@ def _first_pairs(
 
 
 @njit(cache=True, nogil=True)
-def _token_id(
-    spelt: np.ndarray, token_starts: np.ndarray, token_slots: np.ndarray, size: int
-) -> tuple[int, int]:
+def _token_id(spelt: np.ndarray, token_starts: np.ndarray, token_slots: np.ndarray, size: int) -> tuple[Any, Any]:
     """Look up the spelling at ``spelt[token_starts[size]:token_starts[size + 1]]``: (id or -1, its slot)."""
     start, end = token_starts[size], token_starts[size + 1]
     mask = np.uint64(len(token_slots) - 1)
@@ -161,7 +159,7 @@ def _token_id(
 
 
 @njit(cache=True, nogil=True)
-def _add_count(keys: np.ndarray, values: np.ndarray, key: int, change: int) -> int:
+def _add_count(keys: np.ndarray, values: np.ndarray, key: Any, change: Any) -> int:
     """Add to the count of a pair; return 1 for a pair that was not there."""
     slot = _find(keys, key)
     new = 1 if keys[slot] == -1 else 0
@@ -171,7 +169,7 @@ def _add_count(keys: np.ndarray, values: np.ndarray, key: int, change: int) -> i
 
 
 @njit(cache=True, nogil=True)
-def _learn(  # noqa: C901, PLR0912, PLR0913, PLR0914, PLR0915, PLR0917 - one loop over shared arrays
+def _learn(  # noqa: PLR0913, PLR0915, PLR0917 - one loop over shared arrays
     offsets: np.ndarray,
     data: np.ndarray,
     counts: np.ndarray,
@@ -268,7 +266,7 @@ def _learn(  # noqa: C901, PLR0912, PLR0913, PLR0914, PLR0915, PLR0917 - one loo
                     read += 1
                     write += 1
                     continue
-                if 2 * num_keys + 16 > len(keys):
+                if 4 * num_keys > 3 * len(keys) - 64:
                     keys, values = _rehashed(keys, values)
                 for side in range(2):
                     if side == 0:
@@ -348,8 +346,8 @@ def learn_merges(
         offsets: int64, shape (W + 1,): pretoken i is ``data[offsets[i]:offsets[i + 1]]``; their order is of no account.
         data: uint8, shape (N,).
         counts: int64, shape (W,), 1 or more; their sum times the longest pretoken stays under 2**63.
-        first_tokens: the tokens that stand before any merge, by id: every single byte is among them. An empty entry is a
-            token that no text can spell.
+        first_tokens: the tokens that stand before any merge, by id: every single byte is among them. An empty entry is
+            a token that no text can spell.
         vocab_size: tokens to stop at.
         min_frequency: pairs that occur less often are not merged.
     Returns: the merges in order.

@@ -9,7 +9,7 @@ Counting keeps each distinct pretoken once: an arena of bytes, an open-addressin
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -37,7 +37,7 @@ class PretokenCounts(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def _char(data: np.ndarray, at: int) -> tuple[int, int]:
+def _char(data: np.ndarray, at: int) -> tuple[Any, int]:
     """Return (code point, bytes) of the character that starts at `at`."""
     first = np.int64(data[at])
     if first < 0x80:
@@ -68,7 +68,7 @@ def _contraction_end(data: np.ndarray, at: int, end: int) -> int:
     if at + 1 >= end:
         return at
     first = data[at + 1] | 0x20
-    if data[at + 1] < 0x80 and (first == 115 or first == 100 or first == 109 or first == 116):
+    if data[at + 1] < 0x80 and first in (115, 100, 109, 116):
         return at + 2
     if at + 2 >= end:
         return at
@@ -77,7 +77,7 @@ def _contraction_end(data: np.ndarray, at: int, end: int) -> int:
     second = data[at + 2] | 0x20
     if data[at + 1] >= 0x80 or data[at + 2] >= 0x80:
         return at
-    if (first == 108 and second == 108) or ((first == 118 or first == 114) and second == 101):
+    if (first == 108 and second == 108) or (first in (118, 114) and second == 101):
         return at + 3
     return at
 
@@ -150,7 +150,7 @@ def hash_bytes(data: np.ndarray, start: int, end: int) -> np.uint64:
 @njit(cache=True, nogil=True)
 def same_bytes(one: np.ndarray, at: int, other: np.ndarray, start: int, size: int) -> bool:
     """Compare `size` bytes."""
-    for step in range(size):
+    for step in range(size):  # noqa: SIM110 - a generator is no loop to numba
         if one[at + step] != other[start + step]:
             return False
     return True

@@ -14,6 +14,7 @@ from refinery.kernels.pretokens import HAN, LETTER, NEWLINE, NUMBER, SPACE
 
 _CLASSES = {HAN: r"\p{Han}", LETTER: r"[\p{L}\p{M}]", NUMBER: r"\p{N}", SPACE: r"\s", NEWLINE: r"[\r\n]"}
 _SURROGATES = (0xD800, 0xE000)
+_SLICE = 1 << 13
 _PLANES = ((0, 0x33480), (0xE0000, 0xE0200))
 """Where Unicode has assigned anything but private use: planes 0 to 3 and the tags; elsewhere every class is 0."""
 
@@ -24,13 +25,15 @@ def char_classes() -> np.ndarray:
     classes = np.zeros(0x110000, dtype=np.uint8)
     codes = np.concatenate([np.arange(*span) for span in _PLANES])
     codes = codes[(codes < _SURROGATES[0]) | (codes >= _SURROGATES[1])]
-    text = codes.astype("<u4").tobytes().decode("utf-32-le")
     for bit, pattern in _CLASSES.items():
         # Joined runs: matches and what lies between them in turn, about a thousand pieces instead of 200,000.
         splitter = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "isolated")
         single = pre_tokenizers.Split(Regex(pattern), "removed")
-        for piece, (start, end) in splitter.pre_tokenize_str(text):
-            if not single.pre_tokenize_str(piece[0]):
-                classes[codes[start:end]] |= bit
+        for first in range(0, len(codes), _SLICE):
+            part = codes[first : first + _SLICE]
+            text = part.astype("<u4").tobytes().decode("utf-32-le")
+            for piece, (start, end) in splitter.pre_tokenize_str(text):
+                if not single.pre_tokenize_str(piece[0]):
+                    classes[part[start:end]] |= bit
     classes.flags.writeable = False
     return classes

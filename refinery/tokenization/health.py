@@ -11,22 +11,28 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from refinery.errors import DataError
 from refinery.tokenization.encode import Encoder
+from refinery.tokenization.health_checks import han_coverage, merge_conflicts, white_space_and_digits
 from refinery.tokenization.info import read_definition
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 _HAN_RANGES = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _HAN = re.compile(f"[{_HAN_RANGES}]")
 # What fertility counts: each Han character, and each other run of letters, digits and underscores.
 _UNIT = re.compile(rf"[{_HAN_RANGES}]|[^\W{_HAN_RANGES}]+")
 _LISTED = 50
+_RARE = 3
+"""Tokens that occur, but less often than this, are almost never used."""
+_REFERENCE_LEAD = 1.05
+_LONGEST_DRAWN = 24
 
 
 @dataclass
@@ -58,23 +64,31 @@ class _Tally:
     han: Counter[str] = field(default_factory=Counter)
     uses: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     num_docs_with: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    others: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Tokens of other vocabularies by (name, domain, language)."""
     num_roundtrip_failures: int = 0
     first_failure: str | None = None
 
 
-def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common_han: int = 3000) -> dict[str, Any]:
+def health(
+    encoder: Encoder,
+    samples: Iterable[tuple[str, str, str]],
+    num_common_han: int = 3000,
+    references: Mapping[str, Tokenizer] | None = None,
+) -> dict[str, Any]:
     """Examine a vocabulary on text, best held out from its training sample.
 
     Args:
         encoder: the opened vocabulary.
         samples: (domain, language, text) of each document; the two only name the rows of the tables.
         num_common_han: of the samples' Han characters, how many of the most frequent to look up as single tokens.
+        references: other vocabularies by name (`refinery.tokenization.info.plain_tokenizer`), to compare with.
     Returns: a report that `json` can write: tables by group, Han coverage, token use, longest tokens, a verdict.
 
     Raises:
         DataError: there is no sample text.
     """
-    tally = _count(encoder, samples)
+    tally = _count(encoder, samples, references or {})
     texts = encoder.token_texts()
     total = _total(tally.groups.values())
     if not total.num_tokens:
@@ -92,8 +106,12 @@ def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common
         "by_language": _merged(tally.groups, by=1, label="language"),
         "by_domain": _merged(tally.groups, by=0, label="domain"),
         "total": total.as_json(),
-        "han": _han_coverage(encoder, tally.han, num_common_han),
+        "references": _compared(tally, total, references or {}),
+        "han": han_coverage(encoder, tally.han, num_common_han, _LISTED),
         "tokens": _token_use(encoder, tally, texts, special),
+        "white_space_and_digits": white_space_and_digits(encoder, texts),
+        "merges": merge_conflicts(encoder),
+        "plots": _plots(encoder, tally, special),
         "longest_tokens": _longest(texts, special),
         "roundtrip_failures": tally.num_roundtrip_failures,
         "first_roundtrip_failure": tally.first_failure,
@@ -102,7 +120,7 @@ def health(encoder: Encoder, samples: Iterable[tuple[str, str, str]], num_common
     return report
 
 
-def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]]) -> _Tally:
+def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]], references: Mapping[str, Tokenizer]) -> _Tally:
     size = encoder.info.vocab_size
     tally = _Tally(uses=np.zeros(size, dtype=np.int64), num_docs_with=np.zeros(size, dtype=np.int64))
     for domain, lang, text in samples:
@@ -114,6 +132,9 @@ def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]]) -> _Tally:
         group.num_chars += len(text)
         group.num_units += len(_UNIT.findall(text))
         group.num_tokens += len(ids)
+        for name, other in references.items():
+            key = (name, domain, lang)
+            tally.others[key] += len(other.encode(text, add_special_tokens=False).ids)
         tally.han.update(han)
         distinct, counts = np.unique(ids, return_counts=True)
         tally.uses[distinct] += counts
@@ -122,22 +143,6 @@ def _count(encoder: Encoder, samples: Iterable[tuple[str, str, str]]) -> _Tally:
             tally.num_roundtrip_failures += 1
             tally.first_failure = tally.first_failure or text[:80]
     return tally
-
-
-def _han_coverage(encoder: Encoder, han: Counter[str], num_common: int) -> dict[str, Any]:
-    # Ties by code point, so that the report does not depend on the order of documents.
-    common = sorted(han, key=lambda char: (-han[char], char))[:num_common]
-    single = [char for char in common if len(encoder.encode_text(char)) == 1]
-    missing = sorted(set(common) - set(single), key=lambda char: (-han[char], char))
-    total = sum(han.values())
-    return {
-        "num_distinct": len(han),
-        "num_looked_up": len(common),
-        "num_single_token": len(single),
-        "single_token_frac": _ratio(len(single), len(common)),
-        "single_token_frac_of_text": _ratio(sum(han[char] for char in single), total),
-        "most_common_without_token": missing[:_LISTED],
-    }
 
 
 def _token_use(encoder: Encoder, tally: _Tally, texts: list[str | None], special: set[int]) -> dict[str, Any]:
@@ -149,8 +154,15 @@ def _token_use(encoder: Encoder, tally: _Tally, texts: list[str | None], special
     parents = _merge_parts(encoder)
     # Used by no text, though both halves are alive elsewhere, is a rare token; with a dead half it is a dead branch.
     dead = [index for index in unused if any(not tally.uses[part] for part in parents.get(index, ()))]
+    used = int(tally.uses.sum())
+    broken = [index for index in ordinary if "\ufffd" in (texts[index] or "")]
+    rare = [index for index in ordinary if 0 < tally.uses[index] < _RARE]
     return {
         "num_ordinary": len(ordinary),
+        "num_rare": len(rare),
+        "rare": _listed(rare, texts),
+        "num_part_characters": len(broken),
+        "part_character_frac_of_text": _ratio(int(tally.uses[broken].sum()), used),
         "num_unused": len(unused),
         "unused_frac": _ratio(len(unused), len(ordinary)),
         "unused": _listed(unused, texts),
@@ -160,6 +172,45 @@ def _token_use(encoder: Encoder, tally: _Tally, texts: list[str | None], special
         "glitch_candidates": _listed(sorted(set(unreachable) | set(dead)), texts),
         "num_one_document": len(one_document),
         "one_document": _listed(one_document, texts),
+    }
+
+
+def _compared(tally: _Tally, total: _Group, references: Mapping[str, Tokenizer]) -> list[dict[str, Any]]:
+    """Return bytes per token of other vocabularies on the same text, in all and by language."""
+    rows = []
+    for name, other in references.items():
+        languages: Counter[str] = Counter()
+        for (_, _, lang), tokens in ((key, n) for key, n in tally.others.items() if key[0] == name):
+            languages[lang] += tokens
+        sizes: Counter[str] = Counter()
+        for (_, lang), group in tally.groups.items():
+            sizes[lang] += group.num_bytes
+        rows.append(
+            {
+                "name": name,
+                "vocab_size": other.get_vocab_size(with_added_tokens=True),
+                "num_tokens": sum(languages.values()),
+                "bytes_per_token": _ratio(total.num_bytes, sum(languages.values())),
+                "by_language": [
+                    {"language": lang, "bytes_per_token": _ratio(sizes[lang], languages[lang])}
+                    for lang in sorted(languages)
+                ],
+            }
+        )
+    return rows
+
+
+def _plots(encoder: Encoder, tally: _Tally, special: set[int]) -> dict[str, Any]:
+    """Return what the page draws: uses by rank (log-spaced), tokens by bytes, in the vocabulary and in the text."""
+    ordinary = np.array([index not in special for index in range(len(tally.uses))])
+    uses = np.sort(tally.uses[ordinary])[::-1]
+    uses = uses[uses > 0]
+    ranks = np.unique(np.geomspace(1, max(1, len(uses)), 60).astype(np.int64))
+    lengths = np.minimum(encoder.token_bytes(), _LONGEST_DRAWN)
+    return {
+        "rank_uses": [[int(rank), int(uses[rank - 1])] for rank in ranks if len(uses)],
+        "tokens_by_bytes": np.bincount(lengths[ordinary], minlength=_LONGEST_DRAWN + 1).tolist(),
+        "uses_by_bytes": np.bincount(lengths, weights=tally.uses, minlength=_LONGEST_DRAWN + 1).astype(int).tolist(),
     }
 
 
@@ -226,8 +277,29 @@ def _verdict(report: dict[str, Any]) -> dict[str, Any]:
     covered = report["han"]["single_token_frac_of_text"]
     if covered is not None and report["han"]["num_distinct"] >= 500 and covered < 0.95:
         warnings.append(f"{covered:.1%} of the Han text is in characters with a token of their own (under 95 %)")
+    merges = report["merges"]
+    if merges["num_unknown"] or merges["num_repeated"]:
+        warnings.append(
+            f"{merges['num_unknown']} merges name tokens that are not there, "
+            f"{merges['num_repeated']} make a token again"
+        )
+    if merges["exceeds_32_bits"]:
+        warnings.append(
+            f"a pair was counted {merges['largest_pair_count']:,} times: trainers with 32-bit counts would not agree"
+        )
+    ours = report["total"]["bytes_per_token"]
+    warnings.extend(
+        f"{other['name']} packs {other['bytes_per_token'] / ours - 1:.1%} more bytes into a token of the same text"
+        for other in report["references"]
+        if (other["bytes_per_token"] or 0) > _REFERENCE_LEAD * ours and other["vocab_size"] <= _same_size(report)
+    )
     word = "unfit" if failures else "look" if warnings else "good"
     return {"word": word, "reasons": failures + warnings}
+
+
+def _same_size(report: dict[str, Any]) -> int:
+    # A larger vocabulary packs more into a token; only those of about this size or smaller put this one to shame.
+    return int(1.1 * report["tokenizer"]["vocab_size"])
 
 
 def _merged(groups: dict[tuple[str, str], _Group], by: int, label: str) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from refinery.tokenization.recipe import TokenizerRecipe
 
 _LOG = logging.getLogger(__name__)
 _MIB = 1 << 20
-_BATCH_CHARS = 1 << 21
+_BATCH_CHARS = 1 << 19
 
 
 class CheckedSample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from refinery.errors import ConfigError
@@ -12,6 +13,8 @@ from refinery.recipe import parse_recipe
 from refinery.stages.train import train_file
 from refinery.tokenization.encode import open_encoder
 from refinery.tokenization.info import load_info
+from refinery.tokenization.recipe import recipe_from_mapping
+from refinery.tokenization.train import train_bpe
 from tests.stages.runs import fork, run_stages
 
 
@@ -54,3 +57,16 @@ def test_a_vocabulary_has_one_origin(section, message):
     }
     with pytest.raises(ConfigError, match=message):
         parse_recipe(values)
+
+
+@pytest.mark.spark
+def test_the_stage_trains_what_its_sample_gives_for_any_partitioning(spark, done, tmp_path):
+    workdir = Path(done["workdir"])
+    made = workdir / "tokenize" / "tokenizer"
+    origin = load_info(made).origin
+    tables = [pq.read_table(path) for path in sorted((workdir / "tokenize" / "sample").glob("*.parquet"))]
+    rows = [row for table in tables for row in table.to_pylist() if row["split"] == "train"]
+    again = train_bpe([row["text"] for row in rows], recipe_from_mapping(origin["recipe"]), tmp_path / "again")
+    assert again.sha256 == load_info(made).sha256
+    assert again.origin == origin
+    assert origin["sample_docs"] == len(rows)
