@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from refinery.kernels.bpe_queue import add_count, find_key, grown_1d, grown_2d, rehashed, sift_down, sift_up
 from refinery.kernels.pretokens import hash_bytes, same_bytes
 
 
@@ -30,87 +31,6 @@ class Merges(NamedTuple):
     """int32, shape (M,): id of what they become; not always a new one."""
     counts: np.ndarray
     """int64, shape (M,): how often the pair occurred when it was merged."""
-
-
-@njit(cache=True, nogil=True)
-def _find(keys: np.ndarray, key: Any) -> Any:
-    """Return the slot of a key, or of the hole where it belongs."""
-    mask = np.uint64(len(keys) - 1)
-    mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    slot = (mixed ^ (mixed >> np.uint64(32))) & mask
-    while keys[slot] != -1 and keys[slot] != key:
-        slot = (slot + np.uint64(1)) & mask
-    return np.int64(slot)
-
-
-@njit(cache=True, nogil=True)
-def _rehashed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    wide_keys = np.full(2 * len(keys), -1, dtype=np.int64)
-    wide_values = np.zeros(2 * len(keys), dtype=np.int64)
-    for slot in range(len(keys)):
-        if keys[slot] != -1:
-            to = _find(wide_keys, keys[slot])
-            wide_keys[to] = keys[slot]
-            wide_values[to] = values[slot]
-    return wide_keys, wide_values
-
-
-@njit(cache=True, nogil=True)
-def _before(one: int, other: int, entries: np.ndarray) -> bool:
-    """Tell whether entry `one` leaves the queue before `other`: higher count, then smaller pair, then older."""
-    if entries[one, 0] != entries[other, 0]:
-        return entries[one, 0] > entries[other, 0]
-    if entries[one, 1] != entries[other, 1]:
-        return entries[one, 1] < entries[other, 1]
-    return one < other
-
-
-@njit(cache=True, nogil=True)
-def _sift_up(heap: np.ndarray, at: int, entries: np.ndarray) -> None:
-    item = heap[at]
-    while at > 0:
-        parent = (at - 1) >> 1
-        if not _before(item, heap[parent], entries):
-            break
-        heap[at] = heap[parent]
-        at = parent
-    heap[at] = item
-
-
-@njit(cache=True, nogil=True)
-def _sift_down(heap: np.ndarray, size: int, entries: np.ndarray) -> None:
-    if size == 0:
-        return
-    item, at = heap[0], 0
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and _before(heap[child + 1], heap[child], entries):
-            child += 1
-        if not _before(heap[child], item, entries):
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = item
-
-
-@njit(cache=True, nogil=True)
-def _grown_1d(array: np.ndarray, need: int) -> np.ndarray:
-    if need <= len(array):
-        return array
-    larger = np.empty(max(need, len(array) + len(array) // 2), dtype=array.dtype)
-    larger[: len(array)] = array
-    return larger
-
-
-@njit(cache=True, nogil=True)
-def _grown_2d(array: np.ndarray, need: int) -> np.ndarray:
-    if need <= len(array):
-        return array
-    larger = np.empty((max(need, len(array) + len(array) // 2), array.shape[1]), dtype=array.dtype)
-    larger[: len(array)] = array
-    return larger
 
 
 @njit(cache=True, nogil=True)
@@ -159,17 +79,198 @@ def _token_id(spelt: np.ndarray, token_starts: np.ndarray, token_slots: np.ndarr
 
 
 @njit(cache=True, nogil=True)
-def _add_count(keys: np.ndarray, values: np.ndarray, key: Any, change: Any) -> int:
-    """Add to the count of a pair; return 1 for a pair that was not there."""
-    slot = _find(keys, key)
-    new = 1 if keys[slot] == -1 else 0
-    keys[slot] = key
-    values[slot] += change
-    return new
+def _queue_first(
+    totals: np.ndarray, starts: np.ndarray, byte_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return the table of pair counts (keys, values), the queue's entries, its heap, and how many there are.
+
+    An entry is count, pair, and start and end of its list of words.
+    """
+    keys = np.full(1 << 18, -1, dtype=np.int64)
+    values = np.zeros(1 << 18, dtype=np.int64)
+    entries = np.empty((1 << 17, 4), dtype=np.int64)
+    heap = np.empty(1 << 17, dtype=np.int32)
+    size = 0
+    for pair in range(1 << 16):
+        if totals[pair] > 0:
+            key = (np.int64(byte_ids[pair >> 8]) << 32) | byte_ids[pair & 255]
+            add_count(keys, values, key, totals[pair])
+            entries[size, 0] = totals[pair]
+            entries[size, 1] = key
+            entries[size, 2] = starts[pair]
+            entries[size, 3] = starts[pair + 1]
+            heap[size] = size
+            size += 1
+            sift_up(heap, size - 1, entries)
+    return keys, values, entries, heap, size
 
 
 @njit(cache=True, nogil=True)
-def _learn(  # noqa: PLR0913, PLR0915, PLR0917 - one loop over shared arrays
+def _spell(spelt: np.ndarray, token_starts: np.ndarray, left: int, right: int, size: int) -> np.ndarray:
+    """Write the bytes of two tokens, joined, behind those of the first `size` tokens."""
+    middle = token_starts[size] + token_starts[left + 1] - token_starts[left]
+    end = middle + token_starts[right + 1] - token_starts[right]
+    spelt = grown_1d(spelt, end)
+    spelt[token_starts[size] : middle] = spelt[token_starts[left] : token_starts[left + 1]]
+    spelt[middle:end] = spelt[token_starts[right] : token_starts[right + 1]]
+    token_starts[size + 1] = end
+    return spelt
+
+
+@njit(cache=True, nogil=True)
+def _merge_word(
+    symbols: np.ndarray, start: int, length: int, left: int, right: int, new: int, changes: np.ndarray
+) -> tuple[int, int]:
+    """Join a pair in one word, leftmost first; note each neighbour as (pair gone, pair made, which side of `new`).
+
+    Returns: the word's new length and the number of changes. The side is 0 for (x, new), 1 for (new, x).
+    """
+    read, write, noted = 0, 0, 0
+    while read < length:
+        here = symbols[start + read]
+        if here != left or read + 1 >= length or symbols[start + read + 1] != right:
+            symbols[start + write] = here
+            read += 1
+            write += 1
+            continue
+        if write > 0:
+            before = np.int64(symbols[start + write - 1])
+            changes[noted, 0] = (before << 32) | left
+            changes[noted, 1] = (before << 32) | new
+            changes[noted, 2] = 0
+            noted += 1
+        if read + 2 < length:
+            after = np.int64(symbols[start + read + 2])
+            changes[noted, 0] = (np.int64(right) << 32) | after
+            changes[noted, 1] = (np.int64(new) << 32) | after
+            changes[noted, 2] = 0 if after == new else 1
+            noted += 1
+        symbols[start + write] = new
+        write += 1
+        read += 2
+    return write, noted
+
+
+@njit(cache=True, nogil=True)
+def _note_word(
+    changes: np.ndarray,
+    num_changes: int,
+    word: int,
+    group_of: np.ndarray,
+    groups: np.ndarray,
+    noted: np.ndarray,
+    sizes: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a word on the lists of the pairs that a merge made in it, once each.
+
+    `groups` holds pair, words, last word and mark of each new pair, `noted` (group, word); ``sizes`` how many of both.
+    """
+    groups = grown_2d(groups, sizes[0] + num_changes)
+    noted = grown_2d(noted, sizes[1] + num_changes)
+    half = len(group_of) // 2
+    for change in range(num_changes):
+        made = changes[change, 1]
+        mark = half + (made & 0xFFFFFFFF) if changes[change, 2] else made >> 32
+        group = group_of[mark]
+        if group < 0:
+            group = sizes[0]
+            group_of[mark] = group
+            groups[group, 0] = made
+            groups[group, 1] = 0
+            groups[group, 2] = -1
+            groups[group, 3] = mark
+            sizes[0] += 1
+        if groups[group, 2] != word:
+            groups[group, 2] = word
+            groups[group, 1] += 1
+            noted[sizes[1], 0] = group
+            noted[sizes[1], 1] = word
+            sizes[1] += 1
+    return groups, noted
+
+
+@njit(cache=True, nogil=True)
+def _list_words(
+    groups: np.ndarray,
+    noted: np.ndarray,
+    sizes: np.ndarray,
+    places: np.ndarray,
+    used: int,
+    entries: np.ndarray,
+    at: int,
+) -> int:
+    """Write the entries of the new pairs from `at` on, counts left out, and their lists; return the room then used."""
+    for group in range(sizes[0]):
+        entries[at + group, 1] = groups[group, 0]
+        entries[at + group, 2] = used
+        entries[at + group, 3] = used
+        used += groups[group, 1]
+    for note in range(sizes[1]):
+        entry = at + noted[note, 0]
+        places[entries[entry, 3]] = noted[note, 1]
+        entries[entry, 3] += 1
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _merge_all(  # noqa: PLR0913, PLR0917 - a kernel over shared arrays
+    words: np.ndarray,
+    offsets: np.ndarray,
+    counts: np.ndarray,
+    symbols: np.ndarray,
+    lengths: np.ndarray,
+    merge: np.ndarray,
+    table: Any,
+    group_of: np.ndarray,
+    scratch: Any,
+) -> tuple[Any, Any]:
+    """Join the pair of ``merge`` (left, right, new) in all its words; return the counts' table and the scratch arrays.
+
+    The scratch arrays are changes, groups, noted and their sizes, as `_note_word` leaves them.
+    """
+    keys, values, num_keys = table
+    changes, groups, noted, sizes = scratch
+    sizes[:] = 0
+    for word in words:
+        changes = grown_2d(changes, 2 * np.int64(lengths[word]))
+        length, found = _merge_word(
+            symbols, offsets[word], np.int64(lengths[word]), merge[0], merge[1], merge[2], changes
+        )
+        lengths[word] = length
+        while 4 * (num_keys + 2 * found) > 3 * len(keys):
+            keys, values = rehashed(keys, values)
+        for change in range(found):
+            num_keys += add_count(keys, values, changes[change, 0], -counts[word])
+            num_keys += add_count(keys, values, changes[change, 1], counts[word])
+        groups, noted = _note_word(changes, found, word, group_of, groups, noted, sizes)
+    return (keys, values, num_keys), (changes, groups, noted, sizes)
+
+
+@njit(cache=True, nogil=True)
+def _queue_new(  # noqa: PLR0913, PLR0917 - a kernel over shared arrays
+    groups: np.ndarray,
+    num_groups: int,
+    group_of: np.ndarray,
+    table: Any,
+    entries: np.ndarray,
+    num_entries: int,
+    heap: np.ndarray,
+    heap_size: int,
+) -> int:
+    """Give the new pairs' entries their counts, queue those that occur, forget the groups; return the heap's size."""
+    for group in range(num_groups):
+        group_of[groups[group, 3]] = -1
+        entry = num_entries + group
+        entries[entry, 0] = table[1][find_key(table[0], groups[group, 0])]
+        if entries[entry, 0] > 0:
+            heap[heap_size] = entry
+            heap_size += 1
+            sift_up(heap, heap_size - 1, entries)
+    return heap_size
+
+
+@njit(cache=True, nogil=True)
+def _learn(  # noqa: PLR0913, PLR0917 - one loop over shared arrays
     offsets: np.ndarray,
     data: np.ndarray,
     counts: np.ndarray,
@@ -179,157 +280,64 @@ def _learn(  # noqa: PLR0913, PLR0915, PLR0917 - one loop over shared arrays
     num_tokens: int,
     vocab_size: int,
     min_frequency: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     totals, starts, places = _first_pairs(offsets, data, counts)
-    symbols = np.empty(len(data), dtype=np.int32)
-    for at in range(len(data)):
-        symbols[at] = byte_ids[data[at]]
-    lengths = np.empty(len(counts), dtype=np.int32)
-    for word in range(len(counts)):
-        lengths[word] = offsets[word + 1] - offsets[word]
-    keys = np.full(1 << 18, -1, dtype=np.int64)
-    values = np.zeros(1 << 18, dtype=np.int64)
-    num_keys = 0
-    entries = np.empty((1 << 17, 4), dtype=np.int64)  # count, pair, start and end of its words
-    heap = np.empty(1 << 17, dtype=np.int32)
-    num_entries = 0
-    for pair in range(1 << 16):
-        if totals[pair] > 0:
-            key = (np.int64(byte_ids[pair >> 8]) << 32) | byte_ids[pair & 255]
-            num_keys += _add_count(keys, values, key, totals[pair])
-            entries[num_entries, 0] = totals[pair]
-            entries[num_entries, 1] = key
-            entries[num_entries, 2] = starts[pair]
-            entries[num_entries, 3] = starts[pair + 1]
-            heap[num_entries] = num_entries
-            num_entries += 1
-            _sift_up(heap, num_entries - 1, entries)
+    keys, values, entries, heap, num_entries = _queue_first(totals, starts, byte_ids)
+    table = (keys, values, num_entries)
+    symbols = byte_ids[data]
+    lengths = np.diff(offsets).astype(np.int32)
     heap_size, used = num_entries, len(places)
-    token_slots = np.full(1 << (int(np.log2(max(vocab_size, 2))) + 2), -1, dtype=np.int32)
-    for token in range(num_tokens):
-        if token_starts[token + 1] > token_starts[token]:
-            found, slot = _token_id(spelt, token_starts, token_slots, token)
-            if found < 0:
-                token_slots[slot] = token
+    token_slots = _token_table(spelt, token_starts, num_tokens, vocab_size)
     merges = np.empty((max(vocab_size, 16), 4), dtype=np.int64)
     num_merges = 0
-    # New pairs of one merge: (x, new) under x, (new, x) under vocab_size + x.
-    group_of = np.full(2 * vocab_size, -1, dtype=np.int32)
-    group_keys = np.empty(1024, dtype=np.int64)
-    group_sizes = np.empty(1024, dtype=np.int64)
-    group_last = np.empty(1024, dtype=np.int32)
-    group_marks = np.empty(1024, dtype=np.int32)
-    noted = np.empty((1024, 2), dtype=np.int32)  # group, word
+    group_of = np.full(2 * vocab_size, -1, dtype=np.int32)  # of (x, new) under x, of (new, x) under vocab_size + x
+    wide, pairs = np.empty((1024, 3), dtype=np.int64), np.empty((1024, 4), dtype=np.int64)
+    scratch = (wide, pairs, np.empty((1024, 2), dtype=np.int32), np.zeros(2, dtype=np.int64))
     while num_tokens < vocab_size and heap_size > 0:
         top = heap[0]
         pair = entries[top, 1]
-        count = values[_find(keys, pair)]
+        count = table[1][find_key(table[0], pair)]
         if count != entries[top, 0]:
             entries[top, 0] = count
-            _sift_down(heap, heap_size, entries)
+            sift_down(heap, heap_size, entries)
             continue
         heap_size -= 1
         heap[0] = heap[heap_size]
-        _sift_down(heap, heap_size, entries)
+        sift_down(heap, heap_size, entries)
         if count < 1 or count < min_frequency:
             break
-        left, right = np.int32(pair >> 32), np.int32(pair & 0xFFFFFFFF)
-        size_left = token_starts[left + 1] - token_starts[left]
-        size_right = token_starts[right + 1] - token_starts[right]
-        end = token_starts[num_tokens] + size_left + size_right
-        spelt = _grown_1d(spelt, end)
-        middle = token_starts[num_tokens] + size_left
-        spelt[token_starts[num_tokens] : middle] = spelt[token_starts[left] : token_starts[left + 1]]
-        spelt[middle:end] = spelt[token_starts[right] : token_starts[right + 1]]
-        token_starts[num_tokens + 1] = end
-        found, slot = _token_id(spelt, token_starts, token_slots, num_tokens)
-        new = np.int32(found)
-        if found < 0:
-            new = np.int32(num_tokens)
+        spelt = _spell(spelt, token_starts, pair >> 32, pair & 0xFFFFFFFF, num_tokens)
+        new, slot = _token_id(spelt, token_starts, token_slots, num_tokens)
+        if new < 0:
+            new = num_tokens
             token_slots[slot] = num_tokens
             num_tokens += 1
-        merges = _grown_2d(merges, num_merges + 1)
-        merges[num_merges, 0] = left
-        merges[num_merges, 1] = right
-        merges[num_merges, 2] = new
-        merges[num_merges, 3] = count
+        merges = grown_2d(merges, num_merges + 1)
+        merges[num_merges] = (pair >> 32, pair & 0xFFFFFFFF, new, count)
+        words = places[entries[top, 2] : entries[top, 3]]
+        table, scratch = _merge_all(
+            words, offsets, counts, symbols, lengths, merges[num_merges], table, group_of, scratch
+        )
         num_merges += 1
-        num_groups, num_noted = 0, 0
-        for place in range(entries[top, 2], entries[top, 3]):
-            word = places[place]
-            start, length, weight = offsets[word], np.int64(lengths[word]), counts[word]
-            read, write = 0, 0
-            while read < length:
-                here = symbols[start + read]
-                if here != left or read + 1 >= length or symbols[start + read + 1] != right:
-                    symbols[start + write] = here
-                    read += 1
-                    write += 1
-                    continue
-                if 4 * num_keys > 3 * len(keys) - 64:
-                    keys, values = _rehashed(keys, values)
-                for side in range(2):
-                    if side == 0:
-                        if write == 0:
-                            continue
-                        other = symbols[start + write - 1]
-                        gone = (np.int64(other) << 32) | left
-                        made = (np.int64(other) << 32) | new
-                        mark = np.int64(other)
-                    else:
-                        if read + 2 >= length:
-                            continue
-                        other = symbols[start + read + 2]
-                        gone = (np.int64(right) << 32) | other
-                        made = (np.int64(new) << 32) | other
-                        mark = np.int64(other) if other == new else vocab_size + np.int64(other)
-                    num_keys += _add_count(keys, values, gone, -weight)
-                    num_keys += _add_count(keys, values, made, weight)
-                    group = group_of[mark]
-                    if group < 0:
-                        group = num_groups
-                        group_of[mark] = group
-                        group_keys = _grown_1d(group_keys, group + 1)
-                        group_sizes = _grown_1d(group_sizes, group + 1)
-                        group_last = _grown_1d(group_last, group + 1)
-                        group_marks = _grown_1d(group_marks, group + 1)
-                        group_keys[group] = made
-                        group_sizes[group] = 0
-                        group_last[group] = -1
-                        group_marks[group] = mark
-                        num_groups += 1
-                    if group_last[group] != word:
-                        group_last[group] = word
-                        group_sizes[group] += 1
-                        noted = _grown_2d(noted, num_noted + 1)
-                        noted[num_noted, 0] = group
-                        noted[num_noted, 1] = word
-                        num_noted += 1
-                symbols[start + write] = new
-                write += 1
-                read += 2
-            lengths[word] = write
-        entries = _grown_2d(entries, num_entries + num_groups)
-        heap = _grown_1d(heap, heap_size + num_groups)
-        places = _grown_1d(places, used + num_noted)
-        for group in range(num_groups):
-            group_of[group_marks[group]] = -1
-            entries[num_entries + group, 0] = values[_find(keys, group_keys[group])]
-            entries[num_entries + group, 1] = group_keys[group]
-            entries[num_entries + group, 2] = used
-            entries[num_entries + group, 3] = used
-            used += group_sizes[group]
-        for note in range(num_noted):
-            entry = num_entries + noted[note, 0]
-            places[entries[entry, 3]] = noted[note, 1]
-            entries[entry, 3] += 1
-        for group in range(num_groups):
-            if entries[num_entries + group, 0] > 0:
-                heap[heap_size] = num_entries + group
-                heap_size += 1
-                _sift_up(heap, heap_size - 1, entries)
-        num_entries += num_groups
-    return merges[:num_merges], token_starts
+        sizes = scratch[3]
+        entries = grown_2d(entries, num_entries + sizes[0])
+        heap = grown_1d(heap, heap_size + sizes[0])
+        places = grown_1d(places, used + sizes[1])
+        used = _list_words(scratch[1], scratch[2], sizes, places, used, entries, num_entries)
+        heap_size = _queue_new(scratch[1], sizes[0], group_of, table, entries, num_entries, heap, heap_size)
+        num_entries += sizes[0]
+    return merges[:num_merges]
+
+
+@njit(cache=True, nogil=True)
+def _token_table(spelt: np.ndarray, token_starts: np.ndarray, num_tokens: int, vocab_size: int) -> np.ndarray:
+    slots = np.full(1 << (int(np.log2(max(vocab_size, num_tokens, 2))) + 2), -1, dtype=np.int32)
+    for token in range(num_tokens):
+        if token_starts[token + 1] > token_starts[token]:
+            found, slot = _token_id(spelt, token_starts, slots, token)
+            if found < 0:
+                slots[slot] = token
+    return slots
 
 
 def learn_merges(
@@ -356,7 +364,7 @@ def learn_merges(
     token_starts[1 : len(first_tokens) + 1] = np.cumsum([len(token) for token in first_tokens])
     spelt = np.frombuffer(b"".join(first_tokens), dtype=np.uint8).copy()
     byte_ids = np.array([first_tokens.index(bytes([byte])) for byte in range(256)], dtype=np.int32)
-    found, _ = _learn(
+    found = _learn(
         *(offsets, data, counts, byte_ids, spelt, token_starts),
         *(len(first_tokens), vocab_size, min_frequency),
     )
