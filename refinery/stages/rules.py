@@ -18,6 +18,7 @@ from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_cou
 from refinery.contracts.tables import DECISIONS, WORDS
 from refinery.errors import ConfigError
 from refinery.io import parts as part_files
+from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels, read_survivors
 from refinery.kernels.boundaries import pack_boundaries
 from refinery.kernels.decide import decide
@@ -180,6 +181,8 @@ def _facts(task: RulesTask, part: int) -> tuple[part_files.PartFile, part_files.
     words_path = part_files.part_path(task.workdir, NAME, "words", part)
     signals_file = part_files.found_part(signals_path, signals_print)
     words_file = part_files.found_part(words_path, words_print) if wanted else None
+    if not wanted:
+        storage.remove(words_path)  # later stages read the boundaries that lie there
     if signals_file is None or (wanted and words_file is None):
         computed, boundaries = _compute(task, part)
         signals_file = part_files.write_part(signals_path, computed, signals_schema(), signals_print)

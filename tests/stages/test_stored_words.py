@@ -57,6 +57,7 @@ def test_switched_off_there_are_none(ruled, spark, tmp_path):
     assert not stores_words(parse_recipe(values), "dedup_documents")
     done = run_stages(spark, values, STAGES)["rules"]
     assert {e.table for e in done.parts} == {"signals", "decisions"}
+    assert part_files.part_numbers(values["workdir"], "rules", "words") == [], "boundaries of another run would mislead"
     assert done.content_hash != need_stage(ruled["workdir"], "rules").content_hash
     for part in parts_of(values["workdir"]):
         text = part_files.read_part(values["workdir"], "ingest", "documents", part, ["text"]).column("text")
