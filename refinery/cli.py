@@ -19,6 +19,7 @@ from refinery.cli_ablate import ablate
 from refinery.cli_bands import bands
 from refinery.cli_calibrate import calibrate
 from refinery.cli_export import export_app
+from refinery.cli_health import health
 from refinery.cli_plan import plan_app
 from refinery.cli_remix import remix
 from refinery.cli_retune import retune
@@ -40,6 +41,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(plan_app, name="plan")
 app.command()(calibrate)
 app.command()(remix)
+app.command()(health)
 app.command()(retune)
 app.command()(bands)
 app.command()(ablate)

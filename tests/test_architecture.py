@@ -56,6 +56,7 @@ SAME_LAYER = {
     "forecast_costs": "forecast",
     "forecast_sections": "forecast",
     "forecast_text": "forecast",
+    "forecast_vocabulary": "forecast",
 }
 
 # `io` may use only these kernels: the one reader of text applies cuts.

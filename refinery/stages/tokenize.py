@@ -99,7 +99,7 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     results = run_part_tasks(run_.spark, parts, functools.partial(encode_part, task), run_.report_progress(NAME))
     counts = merge_counts(r["counts"] for r in results)
     check_conservation(NAME, last.counts, counts)
-    sample = list(_held_out(recipe.workdir, parts))
+    sample = list(held_out(recipe.workdir, parts))
     report = health(open_encoder(folder), sample) if sample else {"verdict": "no held-out text to examine"}
     storage.write_atomic(storage.join(recipe.workdir, NAME, "health.json"), json.dumps(report, indent=1).encode())
     manifest = StageManifest(
@@ -201,7 +201,7 @@ def _sample_rows(workdir: str, parts: list[int], split: str) -> Iterator[tuple[s
             yield row["domain"], row["lang"] or "und", row["text"]
 
 
-def _held_out(workdir: str, parts: list[int]) -> Iterator[tuple[str, str, str]]:
+def held_out(workdir: str, parts: list[int]) -> Iterator[tuple[str, str, str]]:
     """Yield held-out documents for the health report; of a run without any, the first of the training sample."""
     found = False
     for row in _sample_rows(workdir, parts, "validation"):
