@@ -1,21 +1,27 @@
-"""Encoding speed of `kitoken` and `tokenizers` on one vocabulary, with their ids compared document by document.
+"""Encoding speed of `kitoken`, `tokenizers` and `tiktoken` on one vocabulary, their ids compared by document.
 
-    python benchmarks/encode.py [--tokenizer DIR] [--train-bytes N] [--encode-bytes N] [--compare-bytes N] [--out FILE]
+    python benchmarks/encode.py [--tokenizer DIR] [--train-bytes N] [--encode-bytes N] [--compare-bytes N]
+                                [--run WORKDIR] [--out FILE]
 
 Text comes from the folder in REFINERY_SHARED (``*.jsonl.gz`` with a ``text`` field); without it, from the sources of
 Python's standard library, which is code only and says so. Speeds are UTF-8 bytes per CPU second of the whole process;
-both engines run on one thread. Training and encoding use different documents, by hash. Prints JSON.
+all run on one thread. Training and encoding use different documents, by hash. `tiktoken` runs in an environment of its
+own (benchmarks/peers.py) on the same documents and vocabulary, by ids too. With `--run`, the folder of a run that has
+tokenised, its part tasks' CPU is compared with the encoder's on text of the same run. Bounds, exit 1 when missed: no
+different ids, time grows by at most the power 1.05 of the text from 1 to 16 times, at most 500 MB at the peak, and in
+the stage at least 70 % of the encoder's speed. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import logging
+import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -24,20 +30,26 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["RAYON_NUM_THREADS"] = "1"
 
 import kitoken  # thread settings must come before the libraries read them
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import tokenizers
+from peers import PeerError, run_peer
 
 from refinery.hashing import hex_key
-from refinery.kernels.text import views_of
+from refinery.kernels.text import text_views, views_of
 from refinery.tokenization.encode import Encoder, open_encoder
 from refinery.tokenization.info import plain_tokenizer, read_definition, tokenizer_folder
 from refinery.tokenization.recipe import TokenizerRecipe
 from refinery.tokenization.train import train_bpe
 
+_MOST_EXPONENT, _MOST_MIB, _LEAST_STAGE = 1.05, 500, 0.7
 _GROUPS = {
     "zh": ("law/zh", "docs/zh", "books/zh", "encyclopaedia/zh"),
     "en": ("books/en", "docs/en"),
@@ -86,6 +98,65 @@ def _take(documents: list[tuple[str, str]], num_bytes: int, group: str | None = 
     return taken
 
 
+def _tiktoken(encoder: Encoder, texts: list[str], expected: str) -> dict[str, object]:
+    """Return tiktoken's speed and whether its ids are ours; the reason instead where it cannot run."""
+    split = json.loads(read_definition(encoder.folder))["pre_tokenizer"]["pretokenizers"][0]
+    with tempfile.TemporaryDirectory() as temporary:
+        pattern, documents = Path(temporary, "pattern"), Path(temporary, "texts.jsonl")
+        pattern.write_text(split["pattern"]["Regex"], encoding="utf-8")
+        documents.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+        try:
+            ran = run_peer("encoders", "encode_tiktoken.py", encoder.folder / "tokenizer.json", pattern, documents)
+        except PeerError as error:
+            return {"tiktoken_mb_per_cpu_second": None, "tiktoken_missing": str(error)[-200:]}
+    num_bytes = sum(len(text.encode()) for text in texts)
+    return {
+        "tiktoken_mb_per_cpu_second": round(num_bytes / 1e6 / ran["result"]["cpu_s"], 2),
+        "tiktoken_ids_equal": ran["result"]["ids_sha256"] == expected,
+    }
+
+
+def _ids_hash(encoder: Encoder, texts: list[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(encoder.encode_text(text).tolist()).encode())
+    return digest.hexdigest()
+
+
+def _exponent(encoder: Encoder, texts: list[str]) -> float:
+    """Return the power of the text's size by which time grows, from 1 to 16 times the same documents."""
+    views = views_of(texts)
+    sizes, seconds = [], []
+    for times in (1, 2, 4, 8, 16):
+        started = time.process_time()
+        for _ in range(times):
+            encoder.encode_batch(views)
+        sizes.append(math.log(times))
+        seconds.append(math.log(time.process_time() - started))
+    mean = sum(sizes) / len(sizes)
+    middle = sum(seconds) / len(seconds)
+    above = sum((x - mean) * (y - middle) for x, y in zip(sizes, seconds, strict=True))
+    return round(above / sum((x - mean) ** 2 for x in sizes), 3)
+
+
+def _through_the_stage(run: Path) -> dict[str, object]:
+    """Return the speed of a run's part tasks, reading and writing included, beside the bare encoder's on its sample."""
+    manifest = json.loads((run / "tokenize" / "_manifest.json").read_text(encoding="utf-8"))
+    kept = sum(row["bytes"] for row in manifest["counts"] if row["kind"] == "kept")
+    encoder = open_encoder(run / "tokenize" / "tokenizer")
+    tables = [pq.read_table(path, columns=["text"]) for path in sorted((run / "tokenize" / "sample").glob("*.parquet"))]
+    column = pa.concat_tables(tables).column("text")
+    started = time.process_time()
+    encoder.encode_batch(text_views(column))
+    bare = pc.sum(pc.binary_length(column)).as_py() / 1e6 / (time.process_time() - started)
+    staged = kept / 1e6 / manifest["volatile"]["part_seconds"]
+    return {
+        "stage_mb_per_cpu_second": round(staged, 2),
+        "encoder_mb_per_cpu_second": round(bare, 2),
+        "stage_of_the_encoder": round(staged / bare, 3),
+    }
+
+
 def _speeds(encoder: Encoder, texts: list[str]) -> dict[str, object]:
     views = views_of(texts)
     num_bytes = int(views.offsets[-1])
@@ -117,6 +188,7 @@ def _speeds(encoder: Encoder, texts: list[str]) -> dict[str, object]:
         "encode_batch_mb_per_cpu_second": round(num_bytes / 1e6 / ours_seconds, 2),
         "utf8_decode_frac_of_encode_batch": round(decode_seconds / ours_seconds, 4),
         "ratio_to_tokenizers": round(library_seconds / ours_seconds, 2),
+        **_tiktoken(encoder, plain, _ids_hash(encoder, plain)),
     }
 
 
@@ -124,6 +196,27 @@ def _definition_without_special(encoder: Encoder) -> bytes:
     parsed = json.loads(read_definition(encoder.folder))
     parsed["added_tokens"] = [token for token in parsed["added_tokens"] if not token["special"]]
     return json.dumps(parsed).encode()
+
+
+def _encoding_peak(encoder: Encoder, texts: list[str]) -> int:
+    """Return the peak memory in MiB of a process that opens the vocabulary and encodes 64 MB in one batch."""
+    unit = "\n".join(texts).encode()[:64_000_000].decode("utf-8", "ignore")
+    code = (
+        "import resource, sys; from pathlib import Path; import pyarrow as pa;"
+        "from refinery.tokenization.encode import open_encoder;"
+        "from refinery.kernels.text import text_views;"
+        "text = Path(sys.argv[2]).read_text(encoding='utf-8');"
+        "docs = [text[i:i + 4000] for i in range(0, len(text), 4000)];"
+        "column = pa.array(docs * (1 + 64_000_000 // len(text.encode())), pa.large_string());"
+        "del text, docs;"
+        "open_encoder(sys.argv[1]).encode_batch(text_views(column[:len(column)]));"
+        "sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))"
+    )
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.write(unit)
+        file.flush()
+        command = [sys.executable, "-c", code, str(encoder.folder), file.name]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _differences(encoder: Encoder, texts: list[str]) -> dict[str, int]:
@@ -157,19 +250,20 @@ def _train(documents: list[tuple[str, str]], num_bytes: int, folder: Path) -> di
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Encoding speed of two engines on one vocabulary.")
     parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer; trains one when absent")
     parser.add_argument("--train-bytes", type=int, default=20_000_000)
     parser.add_argument("--encode-bytes", type=int, default=10_000_000)
     parser.add_argument("--compare-bytes", type=int, default=20_000_000)
+    parser.add_argument("--run", type=Path, help="folder of a run that has tokenised")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     name, documents = _documents()
     train = [pair for pair in documents if int(hex_key(pair[1])[-1], 16) % 2]
     held_out = [pair for pair in documents if not int(hex_key(pair[1])[-1], 16) % 2]
-    result: dict[str, object] = {"text": name, "training": None}
+    result: dict[str, Any] = {"text": name, "training": None}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.tokenizer
         if folder is None:
@@ -182,7 +276,16 @@ def main() -> None:
         for group in sorted({pair[0] for pair in held_out} - {"other"}):
             groups[group] = _speeds(encoder, _take(held_out, options.encode_bytes // 2, group))
         result["speed"] = groups
-    result["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        result["exponent"] = _exponent(encoder, _take(held_out, min(options.encode_bytes, 1_000_000)))
+        result["peak_rss_mib"] = _encoding_peak(encoder, _take(held_out, options.encode_bytes))
+        result["stage"] = _through_the_stage(options.run) if options.run else None
+    stage = result["stage"]
+    result["checks"] = {
+        "ids_equal": result["ids"]["different"] == 0 and result["ids"]["lossy"] == 0,
+        "exponent_at_most_1.05": result["exponent"] <= _MOST_EXPONENT,
+        "peak_at_most_500_mb": result["peak_rss_mib"] <= _MOST_MIB,
+        "stage_at_least_70_percent": stage is None or stage["stage_of_the_encoder"] >= _LEAST_STAGE,
+    }
     result["versions"] = {
         "python": platform.python_version(),
         "tokenizers": tokenizers.__version__,
@@ -195,7 +298,8 @@ def main() -> None:
     print(text)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
+    return 0 if all(result["checks"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
