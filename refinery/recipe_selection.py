@@ -196,6 +196,11 @@ class Select(Section):
     chunk_words: int | None = Field(
         None, ge=1, description="weigh long documents like an average stretch of so many words; 128 as in the paper"
     )
+    length: Literal["sum", "mean"] = Field(
+        "sum",
+        description="sum: n-grams add up, as in DSIR, so longer documents lie farther from zero; mean: divided by the "
+        "number of n-grams, so length does not decide, on the scale of chunk_words words (128 where not set)",
+    )
     temperature: float = Field(1.0, ge=0, description="scale of the Gumbel noise; 0 ranks by weight alone")
     exempt_domains: tuple[str, ...] = Field((), description="domains that are weighed but never cut")
 

@@ -2,7 +2,8 @@
 
     table[b]  = ln(p_target[b] + 1e-8) - ln(p_raw[b] + 1e-8)       p = counts / sum, over hashed n-grams (`ngrams`)
     weight(d) = sum over the n-grams of d of table[bucket]         no length normalisation, as in the library;
-                                                                   `chunk_weights` brings long documents to one scale
+                                                                   `chunk_weights` brings long documents to one scale,
+                                                                   `mean_weights` all
     key(d)    = round(weight(d), 4 places) + Gumbel(seed, text_hash of d)
 
 The k documents of largest key are a sample without replacement in proportion to exp(weight) (Gumbel top-k). Keys do not
@@ -132,6 +133,27 @@ def chunk_weights(weights: WeightSums, chunk_words: int = CHUNK_WORDS) -> np.nda
     if chunk_words < 1:
         raise ConfigError(f"chunk_words is {chunk_words}; it must be positive ({CHUNK_WORDS} as in the paper)")
     return weights.sums * np.minimum(1.0, chunk_words / np.maximum(weights.num_words, 1))
+
+
+def mean_weights(weights: WeightSums, chunk_words: int = CHUNK_WORDS) -> np.ndarray:
+    """Return the mean log weight of a document's n-grams, times the 2 c - 1 n-grams of a stretch of c words.
+
+    DSIR itself sums (2302.03169, section 3), so that length takes part in the choice: the longer of two documents
+    of one kind lies farther from zero. Here it takes none. The factor is the same for all documents; it brings weights
+    to the scale on which the paper's pieces of 128 words meet Gumbel noise. The mean of few n-grams is coarse: set a
+    least number of words beside it.
+
+    Args:
+        weights: from `ngrams.weight_sums` with the log ratio as table; w words have 2 w - 1 n-grams.
+        chunk_words: length c of the stretch.
+    Returns: float64, shape (D,); 0 for a document without words.
+
+    Raises:
+        ConfigError: `chunk_words` is not positive.
+    """
+    if chunk_words < 1:
+        raise ConfigError(f"chunk_words is {chunk_words}; it must be positive ({CHUNK_WORDS} as in the paper)")
+    return weights.sums * ((2 * chunk_words - 1) / np.maximum(2 * weights.num_words - 1, 1))
 
 
 def round_weights(log_weights_D: np.ndarray) -> np.ndarray:
@@ -282,8 +304,8 @@ def diagnose(
     elif num_docs >= 100 and effective < _COLLAPSED_SAMPLE_FRAC * num_docs:
         warnings.append(
             f"the weights collapse on few documents: effective sample size {effective:.1f} of {num_docs}; "
-            "beyond those the order follows the weight alone, noise changes little; set chunk_words to 128, or add "
-            "target text"
+            "beyond those the order follows the weight alone, noise changes little; set chunk_words to 128 or "
+            "length to mean, or add target text"
         )
     if num_target_ngrams is not None and num_buckets and num_target_ngrams < _FEW_NGRAMS_PER_BUCKET * num_buckets:
         warnings.append(

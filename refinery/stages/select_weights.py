@@ -80,7 +80,7 @@ class SelectTask:
     def identity(self) -> list[Any]:
         """Return what a document's weight and key depend on besides its text."""
         kernel = self.features()
-        names = ("compat", "temperature", "chunk_words", "min_words")
+        names = ("compat", "temperature", "chunk_words", "length", "min_words")
         chosen = {name: self.settings[name] for name in names}
         digest = preparation_digest("segmented" if self.segmented else "words")
         return [kernel.FORMAT_VERSION, digest, self.seed, chosen, self.targets, self.log_ratios.hex()]
@@ -154,16 +154,24 @@ def _weighed(
     task: SelectTask, piece: Survivors, pool: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return weight, order key, target and "too short" of each document."""
-    kernel, chunk = task.features(), task.settings["chunk_words"]
+    kernel = task.features()
     views, *boundaries = task.words(piece, pool)
     found = [kernel.weight_sums(views, np.ascontiguousarray(ratios), *boundaries) for ratios in task.tables()]
-    by_target = np.stack([one.sums if chunk is None else dsir.chunk_weights(one, chunk) for one in found])
+    by_target = np.stack([_scaled(task, one) for one in found])
     which = dsir.assign_targets(by_target, list(task.targets.values()))
     weights = dsir.round_weights(by_target[which, np.arange(views.num_docs)])
     hashes = key_prefix_uint64(piece.table.column("text_hash").filter(pa.array(pool)).to_pylist())
     keys = order_keys(dsir.gumbel_keys(weights, task.seed, hashes, task.settings["temperature"]))
     names = np.array(list(task.targets), dtype=object)[which]
     return weights, keys, names, found[0].num_words < task.settings["min_words"]
+
+
+def _scaled(task: SelectTask, found: ngrams.WeightSums) -> np.ndarray:
+    """Return log weights as `length` and `chunk_words` ask for them."""
+    chunk = task.settings["chunk_words"]
+    if task.settings["length"] == "mean":
+        return dsir.mean_weights(found, chunk or dsir.CHUNK_WORDS)
+    return found.sums if chunk is None else dsir.chunk_weights(found, chunk)
 
 
 def _summary(

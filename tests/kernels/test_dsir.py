@@ -87,6 +87,30 @@ def test_chunk_weights_scale_long_documents_only():
         dsir.chunk_weights(sums, 0)
 
 
+@given(st.lists(st.text("aé law中文.", max_size=60), max_size=8), st.integers(1, 500))
+def test_mean_weights_are_the_mean_of_each_n_gram_times_a_stretch(texts, words):
+    table = np.sin(np.arange(50.0))
+    views = views_of(texts)
+    means = dsir.mean_weights(weight_sums(views, table), words)
+    for index in range(views.num_docs):
+        counts = bucket_counts(views_of([views.doc(index)]), len(table))
+        wanted = counts @ table / counts.sum() * (2 * words - 1) if counts.sum() else 0.0
+        assert means[index] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+def test_mean_weights_know_no_length_and_order_by_the_mean_for_any_stretch():
+    table = np.linspace(-1, 1, 100)
+    text = "the court of law decides "
+    sums = weight_sums(views_of([text * 40, text * 4000, "my cat likes pizza", ""]), table)
+    means = dsir.mean_weights(sums, 20)
+    assert means[0] == pytest.approx(means[1], rel=0.02)
+    assert abs(sums.sums[1] / sums.sums[0]) > 90
+    assert means[3] == 0.0
+    np.testing.assert_allclose(dsir.mean_weights(sums, 128), means * 255 / 39)
+    with pytest.raises(ConfigError, match="chunk_words"):
+        dsir.mean_weights(sums, 0)
+
+
 def test_noise_below_the_rounding_step_changes_nothing():
     weights = np.array([1.23456, -7.0, 0.0])
     hashes = np.array([1, 2, 3], dtype=np.uint64)

@@ -97,6 +97,7 @@ def test_several_targets_get_their_shares_at_every_budget(rows, tmp_path, shares
 @pytest.mark.parametrize("section", [
     {"target": "sea", "keep_frac": 0.3},
     {"targets": {"sea": 0.5, "house": 0.5}, "keep_frac": 0.3},
+    {"targets": {"sea": 0.5, "house": 0.5}, "keep_frac": 0.3, "length": "mean", "min_words": 20},
     {"target": "sea", "keep_docs": 30, "compat": "dsir", "temperature": 0.0},
 ])  # fmt: skip
 def test_picks_are_the_same_for_any_parts_slices_and_order(rows, tmp_path, section):
@@ -126,6 +127,26 @@ def test_short_documents_leave_with_a_reason_and_long_ones_are_scaled(rows, tmp_
     for key, row in by_key(plain, "select", "importance").items():
         if row["order_key"] is not None:
             assert 0.4 < halved[key]["log_weight"] / row["log_weight"] <= 0.5 + 1e-3  # 80 to 90 words, scaled to 40
+
+
+def test_a_mean_weight_knows_no_length_and_picks_stay_nested(tmp_path):
+    short = texts(SEA, 40, 3)
+    long = [" ".join([text] * 20) for text in texts(SEA, 40, 7)]
+    rows = [*rows_of("sea", texts(SEA, 40, 1), role="target"), *rows_of("web", short + long + texts(GERMAN, 80, 6))]
+    section = {"target": "sea", "num_buckets": 2000, "min_words": 20}
+    ratio, picks = {}, {}
+    for length, number in (("sum", 20), ("mean", 20), ("mean", 10)):
+        values, _ = made(tmp_path / f"{length}{number}", rows, {**section, "length": length, "keep_docs": number})
+        weights = {key: r["log_weight"] for key, r in by_key(values, "select", "importance").items()}
+        names = {r["text"]: r["doc_key"] for r in table_of(values, "ingest", "documents")}
+        ratio[length] = np.median([weights[names[t]] for t in long]) / np.median([weights[names[t]] for t in short])
+        picks[number] = kept(values, "select")
+    train = {r["doc_key"] for r in table_of(values, "ingest", "documents") if r["split"] == "train"}
+    assert picks[10] & train < picks[20] & train
+    assert ratio["sum"] > 10  # texts are 20 times as long
+    assert 0.5 < ratio["mean"] < 2
+    said, _ = made(tmp_path / "said", rows, {**section, "length": "mean", "chunk_words": 128, "keep_docs": 10})
+    assert kept(said, "select") == picks[10]  # 128 where none is said
 
 
 def test_diagnostics_name_what_pulls_and_overlap_with_quality(rows, tmp_path):
