@@ -141,7 +141,7 @@ def _exponent(encoder: Encoder, texts: list[str]) -> float:
 
 def _through_the_stage(run: Path) -> dict[str, object]:
     """Return the speed of a run's part tasks, reading and writing included, beside the bare encoder's on its sample."""
-    manifest = json.loads((run / "tokenize" / "_manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run / "tokenize" / "_stage.json").read_text(encoding="utf-8"))
     kept = sum(row["bytes"] for row in manifest["counts"] if row["kind"] == "kept")
     encoder = open_encoder(run / "tokenize" / "tokenizer")
     tables = [pq.read_table(path, columns=["text"]) for path in sorted((run / "tokenize" / "sample").glob("*.parquet"))]
