@@ -109,7 +109,7 @@ def keep_rank(nodes: pa.Table, policy: Sequence[str]) -> np.ndarray:
     for rule in policy:
         column, direction = _KEEP_KEYS[rule]
         keys.append((column, direction))
-    keys += [("doc_key", "ascending"), ("age", "ascending")]
+    keys += [(name, "ascending") for name in ("doc_key", "age") if name in nodes.column_names]
     unique = [(column, order, "at_end") for column, order in dict(keys).items()]
     order = pc.sort_indices(nodes, sort_keys=unique).to_numpy()
     rank = np.empty(len(order), dtype=np.int64)

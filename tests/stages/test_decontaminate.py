@@ -44,8 +44,9 @@ def planted(tmp_path_factory):
     rows[2]["text"] = items[2]["question"]
     for n in (50, 52, 53):  # some of them are held out
         rows[n]["text"] = f"Page {n}: {items[2]['question']} End."
-    head, tail = items[3]["question"][:90], items[3]["question"][90:]
-    rows[3]["text"] = f"{sentence_text(prose(rng, ENGLISH, 90))}\n\n{head}\n\n{REPEATED}\n\n{tail}"
+    between = items[3]["question"].index(" ", 85)  # a cut sentence leaves the paragraphs on its sides apart
+    head, tail = items[3]["question"][:between], items[3]["question"][between + 1 :]
+    rows[3]["text"] = f"{sentence_text(prose(rng, ENGLISH, 90))}\n\n{head}\n\n{REPEATED}\n\n{tail}\n\nEnd of page 3."
     rows[4]["text"] += "\n\n" + REPEATED
     rows[5]["text"] += "\n" + " ".join(items[4]["question"].split()[:14])  # too little of it
     for row in (rows[6], rows[51]):  # one of them may be held out

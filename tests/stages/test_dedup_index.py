@@ -228,9 +228,13 @@ def test_order_and_size_of_batches_change_nothing(
 def test_a_twin_in_an_earlier_run_is_explained(world):
     fates = _fates(str(world / "three"))
     here = set(fates)
-    key = next(k for k, f in fates.items() if f[0] is False and f[2] not in here and f[1] == f"{NAME}.near")
-    told = explain(str(world / "three"), key)
-    assert told["twin"]["doc_key"] == fates[key][2]
-    assert told["twin"]["run"] in {str(world / name) for name in ("one", "two")}
-    assert {kind for kind, _ in told["twin"]["diff"]} & {"removed", "added"}
-    assert f"in {told['twin']['run']}" in explain_text(told)
+    twins = {k: f[2] for k, f in fates.items() if f[0] is False and f[2] is not None and f[2] not in here}
+    assert twins, "held-out documents of earlier runs stay, whatever is newer"
+    kinds: set[str] = set()
+    for key, twin in list(twins.items())[:8]:
+        told = explain(str(world / "three"), key)
+        assert told["twin"]["doc_key"] == twin
+        assert told["twin"]["run"] in {str(world / name) for name in ("one", "two")}
+        assert f"in {told['twin']['run']}" in explain_text(told)
+        kinds |= {kind for kind, _ in told["twin"]["diff"]}
+    assert kinds & {"removed", "added"}
