@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pyarrow as pa
 
@@ -55,20 +56,26 @@ def kept_bytes(
     if inside is None or not inside.any():
         return None
     owners = index[inside]
-    order = np.argsort(owners, kind="stable")
-    owners, starts, ends = owners[order], starts[inside][order], ends[inside][order]
+    starts, ends = starts[inside], ends[inside]
     lengths = np.diff(views.offsets)
     if (starts < 0).any() or (starts > ends).any() or (ends > lengths[owners]).any():
         raise IntegrityError("a cut reaches outside its document; the cuts table belongs to other documents")
     keep = np.ones(int(views.offsets[-1] - views.offsets[0]), dtype=bool)
     base = views.offsets[:-1] - views.offsets[0]
     new_lengths = lengths.copy()
-    for owner in np.unique(owners):
-        mine = slice(np.searchsorted(owners, owner), np.searchsorted(owners, owner, side="right"))
-        for start, end in merged_spans(starts[mine], ends[mine]):
-            keep[base[owner] + start : base[owner] + end] = False
-            new_lengths[owner] -= end - start
+    _strike(owners, base[owners] + starts, base[owners] + ends, keep, new_lengths)
     return keep, new_lengths
+
+
+@numba.njit(cache=True, nogil=True)
+def _strike(
+    owners: np.ndarray, starts: np.ndarray, ends: np.ndarray, keep: np.ndarray, new_lengths: np.ndarray
+) -> None:
+    """Clear `keep` in every span; what two spans share counts once. A Python loop took 15 us a document."""
+    for cut in range(len(owners)):
+        for i in range(starts[cut], ends[cut]):
+            new_lengths[owners[cut]] -= keep[i]
+            keep[i] = False
 
 
 def _as_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:
