@@ -370,7 +370,7 @@ def _assemble(
     """
     docs, starts, stops = lines
     found, count = np.empty((1024, 6), dtype=np.int64), 0
-    run, cut_to = -1, -1
+    run, last_cut, cut_to = -1, -1, -1
     for line in range(len(docs)):
         doc, start, stop = docs[line], starts[line], stops[line]
         cut, bits, tripped = verdicts[0][line], verdicts[1][line], verdicts[2][line]
@@ -378,25 +378,23 @@ def _assemble(
         following = min(stop + 1, end)
         if start == begin:
             run, cut_to = -1, -1
+        found = _room(found, count, 2)
+        if tripped >= 0:
+            _put(found, count, doc, (start - begin, following - begin), tripped, TRIPPED, bits)
+            count += 1
         if cut >= 0:
             joins = cut_to == start and (
-                stop == start or (found[count - 1, 3] == cut and found[count - 1, 5] == bits)
+                stop == start or (found[last_cut, 3] == cut and found[last_cut, 5] == bits)
             )  # fmt: skip
             if joins:
-                found[count - 1, 2] = following - begin
+                found[last_cut, 2] = following - begin
             else:
-                run = run if cut_to == start else count
-                found = _room(found, count, 1)
+                run, last_cut = run if cut_to == start else count, count
                 _put(found, count, doc, (start - begin, following - begin), cut, CUT, bits)
                 count += 1
             cut_to = following
-        else:
-            if edited[line]:
-                found, count = _add_edits(owner, (start, stop), doc, begin, found, count)
-            if tripped >= 0:
-                found = _room(found, count, 1)
-                _put(found, count, doc, (start - begin, following - begin), tripped, TRIPPED, bits)
-                count += 1
+        elif edited[line]:
+            found, count = _add_edits(owner, (start, stop), doc, begin, found, count)
         if following == end and cut_to == end and found[run, 1] > 0 and data[end - 1] != 0x0A:
             found[run, 1] -= 1  # the line end that the last line which stays would keep
     return found[:count].copy()

@@ -15,7 +15,7 @@ from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import LINE_CUTS, PART_SHIFT, WORDS
 from refinery.io import parts as part_files
 from refinery.io import storage
-from refinery.io.survivors import Survivors, read_labels, read_survivors
+from refinery.io.survivors import read_labels, read_survivors
 from refinery.kernels.boundaries import cut_boundaries, pack_boundaries
 from refinery.kernels.cuts import apply_cuts, kept_bytes
 from refinery.kernels.line_rules import ACTIONS, EDITED, TRIPPED, LineFindings, LineRule, find_lines, line_presets
@@ -122,7 +122,8 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
     seen = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
     place[seen] = np.arange(len(seen))
     index = pa.array(place, mask=place < 0)
-    tables = {"words": pa.table({"doc_id": ids, "boundaries": pa.chunked_array(columns["words"], pa.large_binary()).take(index)})}
+    boundaries_of = pa.chunked_array(columns["words"], pa.large_binary()).take(index)
+    tables = {"words": pa.table({"doc_id": ids, "boundaries": boundaries_of})}
     for table, schema in (("signals", signals_schema()), (LEFT, signals_left_schema(task.line_rules))):
         aligned = pa.Table.from_batches(columns[table], pa.schema(list(schema)[1:])).take(index)
         tables[table] = pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
@@ -162,13 +163,10 @@ def _left(
     left = _shortened(views, boundaries, again, (docs, starts, ends))
     after = signals(*left, ngrams=task.ngrams_left)
     columns = {}
-    for name, values in before.items():
-        columns[name] = values.copy()
-        columns[name][again] = after.get(name, 0)
-    columns |= {name: values for name, values in after.items() if name not in before}
+    for name, values in after.items():  # without n-grams in both or in neither: no column is whole for some alone
+        columns[name] = before[name].copy() if name in before else np.empty_like(values)
+        columns[name][again] = values
     batch = signal_batch(columns)
-    if task.ngrams_before and not task.ngrams_left:  # half of the documents would have them: none shall
-        batch = signal_batch({name: columns[name] for name in after})
     extra = {}
     for preset, name in enumerate(line_presets(task.line_rules)):
         words, size = np.maximum(findings.num_words, 1), np.maximum(before["num_bytes"], 1)
@@ -223,8 +221,3 @@ def _findings_table(task: RulesTask, ids: np.ndarray, findings: LineFindings) ->
 def row_of(doc_ids: np.ndarray) -> np.ndarray:
     """Return the rows inside the part of documents."""
     return doc_ids & ((1 << PART_SHIFT) - 1)
-
-
-def slice_pieces(piece: Survivors) -> TextViews:
-    """Return the text of a slice."""
-    return text_views(piece.table.column("text"))
