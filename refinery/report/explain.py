@@ -160,7 +160,7 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
             "rule": bound.name,
             "signal": bound.signal,
             "value": values[bound.name],
-            "judged": "what line rules left" if bound.table == LEFT else "the text as it came in",
+            "judged": "left" if bound.table == LEFT else "whole",
             "min": bound.min,
             "max": bound.max,
             "citation": bound.citation,
@@ -328,7 +328,8 @@ def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         if rule["signal"] == rule["rule"]:
             lines.append(f"{'':18} {rule['rule']}: {value} lines trip over it, kept is none")
             continue
-        lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}")
+        of = ", of what line rules left" if rule["judged"] == "left" else ""
+        lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}{of}")
         if rule["line"]:
             lines.append(f"{'':20} line {rule['line']['number']}: {rule['line']['text'].strip()[:120]!r}")
     return lines
