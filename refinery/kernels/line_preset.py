@@ -58,7 +58,8 @@ def _fact(raw: dict[Any, Any], where: str) -> tuple[str, float | None, float | N
             raise ConfigError(f"{where}: min and max bound a fact; name one of {', '.join(LINE_FACTS)}")
         return "", None, None
     if fact not in LINE_FACTS:
-        raise ConfigError(f"{where}: unknown fact {fact!r}{near(str(fact), LINE_FACTS)}; facts: {', '.join(LINE_FACTS)}")
+        known = ", ".join(LINE_FACTS)
+        raise ConfigError(f"{where}: unknown fact {fact!r}{near(str(fact), LINE_FACTS)}; facts: {known}")
     low, high = bounds(raw, where)
     return fact, low, high
 
@@ -72,7 +73,7 @@ def _pattern(raw: dict[Any, Any], where: str, *, has_fact: bool) -> tuple[str, t
     if any("\n" in phrase for phrase in phrases):
         raise ConfigError(f"{where}: a phrase with a line end is in no line; give its lines as phrases of their own")
     if has_fact == bool(pattern or phrases) or (pattern == "counter") > bool(phrases):
-        raise ConfigError(f"{where}: a line rule looks at a fact, at phrases or at a pattern; `counter` needs phrases too")
+        raise ConfigError(f"{where}: a line rule looks at a fact, phrases or a pattern; `counter` needs phrases too")
     if phrases and pattern not in ("", "counter"):
         raise ConfigError(f"{where}: pattern {pattern!r} takes no phrases; make two rules of it")
     return pattern, tuple(phrases)

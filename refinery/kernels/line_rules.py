@@ -6,7 +6,7 @@ order. A rule looks at
 - a *fact* of the line (`LINE_FACTS`) that lies outside [`min`, `max`], or
 - *phrases*, ASCII case aside: anywhere, at the start, at the end, or as the whole of the line without its outer white
   space, or
-- a *pattern*: ``counter`` (a number, perhaps with k, m or b, then one of the phrases, and nothing but marks: "3 likes"),
+- a *pattern*: ``counter`` (a number, perhaps with k, m or b, then one of the phrases, and only marks: "3 likes");
   ``citation`` (``[12]``, ``[]``, ``[edit]``, ``[citation needed]``) or ``outer_space`` (white space at either end).
 
 What it does then:
@@ -203,7 +203,8 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
         edited_words=[],
     )
     _judge(lines, compiled, 0, np.arange(len(docs)), state)
-    found = _assemble(offsets, data, (docs, starts, stops), (state.cut, state.bits, state.tripped), state.edited, state.owner)
+    verdicts = state.cut, state.bits, state.tripped
+    found = _assemble(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
     columns = (np.ascontiguousarray(found[:, k]) for k in range(6))
     return LineFindings(*columns, state.trips, *_words(lines, compiled, state, views.num_docs))
 

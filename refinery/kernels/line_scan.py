@@ -45,7 +45,7 @@ class Compiled(NamedTuple):
     phrase_offsets: np.ndarray
     """int64, shape (P + 1,)."""
     kinds: np.ndarray
-    """uint8, shape (256,): what a byte means to `measure_lines`, flags; 0 = it is a character of a word, and no more."""
+    """uint8, shape (256,): what a byte means to `measure_lines`, flags; 0 = a character of a word, no more."""
     pairs: np.ndarray
     """uint8, shape (65536,): the same of its first two bytes, lowered; of a phrase of one byte, any second."""
     anywhere: np.ndarray
@@ -62,7 +62,7 @@ def _matches(view: np.ndarray, at: int, end: int, phrases: np.ndarray, first: in
     """Whether ``phrases[first:last]`` stands at byte `at`, ASCII case aside."""
     if at < 0 or at + last - first > end:
         return False
-    for k in range(last - first):
+    for k in range(last - first):  # noqa: SIM110 - no generators in compiled code
         if _folded(view[at + k]) != phrases[first + k]:
             return False
     return True
@@ -81,7 +81,7 @@ def _hits_at(view: np.ndarray, i: int, end: int, rules: Compiled) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def measure_lines(
+def measure_lines(  # noqa: PLR0913, PLR0915, PLR0917 - the inner loop of the stage
     data: np.ndarray,
     starts: np.ndarray,
     stops: np.ndarray,
@@ -205,7 +205,7 @@ def _ends_sentence(view: np.ndarray, start: int, end: int, classes: np.ndarray) 
 def _edge_phrase(
     view: np.ndarray, start: int, end: int, rule: int, rules: Compiled, classes: np.ndarray
 ) -> tuple[int, int]:
-    """Return the span of a phrase of the rule at the edge of the line that the rule names; (-1, -1) if there is none."""
+    """Return the span of a phrase of the rule at the edge of the line that the rule names; (-1, -1) if none is."""
     first, last = strip_span(view, start, end, classes)
     at = rules.ints[rule, AT]
     for phrase in range(rules.ints[rule, FIRST_PHRASE], rules.ints[rule, LAST_PHRASE]):
@@ -262,9 +262,9 @@ def _is_counter(view: np.ndarray, start: int, end: int, rule: int, rules: Compil
     for phrase in range(rules.ints[rule, FIRST_PHRASE], rules.ints[rule, LAST_PHRASE]):
         low, high = rules.phrase_offsets[phrase], rules.phrase_offsets[phrase + 1]
         spaced = word > i or rules.phrases[low] >= 0x80  # no space is written before a Chinese unit
-        if spaced and _matches(view, word, end, rules.phrases, low, high):
-            if _all_marks(view, word + high - low, end, classes):
-                return True
+        here = spaced and _matches(view, word, end, rules.phrases, low, high)
+        if here and _all_marks(view, word + high - low, end, classes):
+            return True
     return False
 
 
@@ -290,7 +290,7 @@ def _citation(view: np.ndarray, i: int, end: int, classes: np.ndarray) -> int:
 def _matches_bytes(view: np.ndarray, at: int, end: int, wanted: bytes) -> bool:
     if at + len(wanted) > end:
         return False
-    for k in range(len(wanted)):
+    for k in range(len(wanted)):  # noqa: SIM110 - no generators in compiled code
         if view[at + k] != wanted[k]:
             return False
     return True

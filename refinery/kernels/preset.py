@@ -119,7 +119,9 @@ def _preset(raw: Any, where: str) -> Preset:
     check_keys(raw, _PRESET_KEYS, f"preset {where!r}")
     name, entries, lines = raw.get("name"), raw.get("rules", []), raw.get("lines", [])
     if not isinstance(name, str) or not all(isinstance(e, list) for e in (entries, lines)) or not (entries or lines):
-        raise ConfigError(f"preset {where!r} needs 'name' (text) and rules or lines (a list of at least one)")
+        raise ConfigError(
+            f"preset {where!r} needs 'name' (text), and 'rules' or 'lines' (a list with at least one rule)"
+        )
     line_rules = tuple(line_rule(entry, name, position) for position, entry in enumerate(lines))
     rules = tuple(_rule(entry, name, position, has_lines=bool(lines)) for position, entry in enumerate(entries))
     check_unique([rule.name for rule in (*rules, *line_rules)])

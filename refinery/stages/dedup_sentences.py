@@ -6,8 +6,8 @@ sentence. Then, where the recipe says so, sentences of known languages are compa
 A document that would lose too much goes whole, and is then no reason for any other cut of a sentence: what it kept is
 kept by the next best. Every cut names the span that stays, and how similar it is.
 
-All tables but ``cuts`` hold positions in the text as the stage reads it, without what earlier stages cut; ``cuts`` holds
-them in the text as ingested, as everywhere.
+All tables but ``cuts`` hold positions in the text as the stage reads it, without what earlier stages cut; ``cuts``
+holds them in the text as ingested, as everywhere.
 """
 
 from __future__ import annotations

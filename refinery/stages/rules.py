@@ -191,7 +191,7 @@ def _tally_with_cuts(
 
 
 def _line_counts(found: pa.Table, cuts: pa.Table, names: list[str]) -> dict[str, list[int]]:
-    """Return figures per line rule: spans cut in documents that stay, and spans, over all, that each or it alone would."""
+    """Return figures per line rule: spans cut in kept documents; spans of all that each, or it alone, would cut."""
     bits = found.column("line_rule_bits").to_numpy()
     tally_of = Counter(cuts.column("reason").to_pylist())
     return {

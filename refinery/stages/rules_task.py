@@ -86,8 +86,9 @@ class RulesTask:
 
     @property
     def ngrams_left(self) -> bool:
-        """Whether the signals of what line rules left have those over n-grams: where a rule asks, or none else has."""
-        wanted = {r.signal for i, r in enumerate(self.given.rules) if any(m >> i & 1 for m in self.given.after.values())}
+        """Whether the signals of what line rules left have those over n-grams: where a rule asks, or no other has."""
+        after = self.given.after.values()
+        wanted = {rule.signal for i, rule in enumerate(self.given.rules) if any(mask >> i & 1 for mask in after)}
         return not self.ngrams_before or bool(wanted & NGRAM_SIGNALS)
 
 

@@ -76,9 +76,9 @@ def _is_counter(text: str, phrases: Sequence[str]) -> bool:
     while j < len(text) and _is(text[j], SPACE):
         j += 1
     for phrase in phrases:
-        if (j > i or not phrase[0].isascii()) and lower(text).startswith(lower(phrase), j):
-            if marks(text[j + len(phrase) :]):
-                return True
+        here = (j > i or not phrase[0].isascii()) and lower(text).startswith(lower(phrase), j)
+        if here and marks(text[j + len(phrase) :]):
+            return True
     return False
 
 
@@ -202,7 +202,7 @@ def find_lines(text: str, rules: Sequence[LineRule], mask: int) -> dict[str, obj
             cut_words = [a + b for a, b in zip(cut_words, took, strict=True)]
         place += size + 1
     raw = text.encode()
-    last = text.split("\n")[-1].encode()
+    last = text.rpartition("\n")[2].encode()
     if raw and not raw.endswith(b"\n") and len(raw) - len(last) in told["bits"]:  # the tail goes: its line end too
         tail = len(raw)
         while tail > 0 and tail - 1 in told["cut"]:
