@@ -57,7 +57,7 @@ CUTS = _schema(
     ("because_of", pa.string(), True),
 )
 
-LINE_CUTS = _schema(
+LINE_FINDINGS = _schema(
     ("doc_id", pa.int64(), False),
     ("start", pa.int64(), False),
     ("end", pa.int64(), False),
@@ -298,7 +298,7 @@ TABLES: dict[str, pa.Schema] = {
     "documents": DOCUMENTS,
     "decisions": DECISIONS,
     "cuts": CUTS,
-    "line_cuts": LINE_CUTS,
+    "line_findings": LINE_FINDINGS,
     "language": LANGUAGE,
     "words": WORDS,
     "training": TRAINING,

@@ -81,7 +81,7 @@ def _hits_at(view: np.ndarray, i: int, end: int, rules: Compiled) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def measure_lines(  # noqa: PLR0913, PLR0915, PLR0917 - the inner loop of the stage
+def measure_lines(  # noqa: PLR0915 - the inner loop of the stage
     data: np.ndarray,
     starts: np.ndarray,
     stops: np.ndarray,
@@ -151,8 +151,7 @@ def measure_lines(  # noqa: PLR0913, PLR0915, PLR0917 - the inner loop of the st
 @numba.njit(cache=True)
 def split_lines(offsets: np.ndarray, data: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (document, first byte, last byte + 1 without the line end) of every line; at most `room` lines."""
-    docs, starts = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
-    stops = np.empty(room, dtype=np.int64)
+    docs, starts, stops = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
     count = 0
     for doc in range(len(offsets) - 1):
         start, end = offsets[doc], offsets[doc + 1]

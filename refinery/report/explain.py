@@ -202,7 +202,7 @@ def _cuts(workdir: str, stages: Iterable[str], doc_id: int) -> list[dict[str, An
 def _lines(workdir: str, manifests: Mapping[str, StageManifest], doc_id: int) -> list[dict[str, Any]]:
     """Return the lines on which line rules fired, whether or not the document stays."""
     rules = manifests.get("rules")
-    if rules is None or not rules.part_hashes("line_cuts"):
+    if rules is None or not rules.part_hashes("line_findings"):
         return []
     [sample] = read_texts(workdir, [Sample(doc_id, "", "")], WHOLE_TEXT_CHARS)
     return found_lines(workdir, rules, doc_id, sample.excerpt.encode())

@@ -26,9 +26,9 @@ def found_lines(workdir: str, rules: StageManifest | None, doc_id: int, text: by
         text: its text as ingested, UTF-8.
     """
     part = doc_id >> PART_SHIFT
-    if rules is None or part not in rules.part_hashes("line_cuts"):
+    if rules is None or part not in rules.part_hashes("line_findings"):
         return []
-    table = part_files.read_part(workdir, rules.stage, "line_cuts", part)
+    table = part_files.read_part(workdir, rules.stage, "line_findings", part)
     names = rules.facts["line_rules"]["names"]
     found = []
     for row in table.filter(pc.equal(table.column("doc_id"), doc_id)).to_pylist():

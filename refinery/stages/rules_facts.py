@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from refinery.contracts.manifest import fingerprint_of
-from refinery.contracts.tables import LINE_CUTS, PART_SHIFT, WORDS
+from refinery.contracts.tables import LINE_FINDINGS, PART_SHIFT, WORDS
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import read_labels, read_survivors
@@ -30,7 +30,7 @@ from refinery.stages.rules_task import RulesTask
 STAGE = "rules"
 LEFT = "signals_left"
 """Table of the signals of what line rules left."""
-FOUND = "line_cuts"
+FOUND = "line_findings"
 """Table of the lines that line rules cut, edit or trip over, in documents that stay and in those that go."""
 
 
@@ -40,7 +40,7 @@ class PartFacts(NamedTuple):
     signals: part_files.PartFile
     words: part_files.PartFile | None
     signals_left: part_files.PartFile | None
-    line_cuts: part_files.PartFile | None
+    line_findings: part_files.PartFile | None
 
 
 def signals_schema() -> pa.Schema:
@@ -77,7 +77,7 @@ def make_facts(task: RulesTask, part: int) -> PartFacts:
         schemas["words"] = WORDS
         prints["words"] = fingerprint_of("words", task.upstream[part], task.segmentation)
     if task.line_rules:
-        schemas |= {LEFT: signals_left_schema(task.line_rules), FOUND: LINE_CUTS}
+        schemas |= {LEFT: signals_left_schema(task.line_rules), FOUND: LINE_FINDINGS}
         prints |= dict.fromkeys((LEFT, FOUND), lines_fingerprint(task, part))
     paths = {t: part_files.part_path(task.workdir, STAGE, t, part) for t in ("signals", "words", LEFT, FOUND, "cuts")}
     for table in ("words", *((LEFT, FOUND, "cuts") if not task.line_rules else ())):
@@ -101,7 +101,7 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
     labels = read_labels(task.workdir, part, ["doc_id", "domain", "lang"], task.upto)
     ids = labels.column("doc_id")
     rows: list[np.ndarray] = []
-    columns: dict[str, list[Any]] = {"signals": [], "words": [], LEFT: [], FOUND: [LINE_CUTS.empty_table()]}
+    columns: dict[str, list[Any]] = {"signals": [], "words": [], LEFT: [], FOUND: [LINE_FINDINGS.empty_table()]}
     for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
         views = text_views(piece.table.column("text"))
         found = segment_han(views) if task.segmentation is not None else None
@@ -215,7 +215,7 @@ def _findings_table(task: RulesTask, ids: np.ndarray, findings: LineFindings) ->
             "action": pa.array(actions.tolist(), pa.string()),
             "line_rule_bits": findings.bits,
         }
-    ).cast(LINE_CUTS)
+    ).cast(LINE_FINDINGS)
 
 
 def row_of(doc_ids: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_same_bytes_for_any_parts_and_slices(tmp_path):
         values, _ = ran(tmp_path / f"{parts}", RECIPES["all"], parts=parts, slice_rows=slice_rows)
         names = names_of(values)
         seen = {}
-        for table in ("signals", "words", "signals_left", "line_cuts", "decisions", "cuts"):
+        for table in ("signals", "words", "signals_left", "line_findings", "decisions", "cuts"):
             grouped = [(names[r.pop("doc_id")], repr(r)) for r in local.table_of(values, "rules", table)]
             seen[table] = sorted(grouped)
         assert whole is None or seen == whole
@@ -167,7 +167,7 @@ def test_without_line_rules_no_cut_of_another_run_is_left(tmp_path):
     assert part_files.part_numbers(values["workdir"], "rules", "cuts") == [0, 1]
     plain = {**values, "rules": {"presets": ["gopher"]}}
     done = local.run_local(plain, rules)
-    for table in ("cuts", "line_cuts", "signals_left"):
+    for table in ("cuts", "line_findings", "signals_left"):
         assert part_files.part_numbers(values["workdir"], "rules", table) == []
     assert {e.table for e in done.parts} == {"signals", "words", "decisions"}
 
