@@ -96,7 +96,8 @@ def rules_task(run_: Run) -> RulesTask:
 def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     """Make sure that one part has its facts and its decisions, and the cuts where there are line rules."""
     facts = make_facts(task, part)
-    hashes = [file.content_hash for file in (facts.signals, facts.signals_left, facts.line_findings) if file is not None]
+    decided_from = (facts.signals, facts.signals_left, facts.line_findings)
+    hashes = [file.content_hash for file in decided_from if file is not None]
     decisions_print = fingerprint_of(NAME, ALGORITHM_VERSION, hashes, task.rules_identity)
     files = {}
     for table in TABLES if task.line_rules else TABLES[:1]:

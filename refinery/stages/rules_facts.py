@@ -83,14 +83,13 @@ def make_facts(task: RulesTask, part: int) -> PartFacts:
     for table in ("words", *((LEFT, FOUND, "cuts") if not task.line_rules else ())):
         if table not in schemas:
             storage.remove(paths[table])  # later stages read the boundaries and cuts that lie there
-    files = {table: part_files.found_part(paths[table], prints[table]) for table in schemas}
-    if not all(files.values()):
-        tables = _compute(task, part)
-        for table, schema in schemas.items():
-            files[table] = files[table] or part_files.write_part(paths[table], tables[table], schema, prints[table])
-    found = files["signals"]
-    assert found is not None  # noqa: S101 - written above; for the type checker
-    return PartFacts(found, files.get("words"), files.get(LEFT), files.get(FOUND))
+    found = {table: part_files.found_part(paths[table], prints[table]) for table in schemas}
+    tables = {} if all(found.values()) else _compute(task, part)
+    files = {
+        table: found[table] or part_files.write_part(paths[table], tables[table], schema, prints[table])
+        for table, schema in schemas.items()
+    }
+    return PartFacts(files["signals"], files.get("words"), files.get(LEFT), files.get(FOUND))
 
 
 def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:

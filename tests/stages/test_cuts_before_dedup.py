@@ -116,7 +116,8 @@ def test_same_bytes_for_any_partitions_and_slices(spark, ran, tmp_path, shuffle_
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", before)
         spark.conf.set("spark.sql.adaptive.enabled", "true")
-    tables = [("rules", t) for t in ("line_findings", "cuts", "signals_left", "decisions")] + [("dedup_sentences", "cuts")]
+    tables = [("rules", t) for t in ("line_findings", "cuts", "signals_left", "decisions")]
+    tables += [("dedup_sentences", "cuts")]
     for stage, table in tables:
         for part in parts_of(ran["workdir"]):
             paths = [Path(part_files.part_path(v["workdir"], stage, table, part)) for v in (ran, values)]
