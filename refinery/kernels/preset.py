@@ -122,6 +122,8 @@ def _preset(raw: Any, where: str) -> Preset:
         raise ConfigError(
             f"preset {where!r} needs 'name' (text), and 'rules' or 'lines' (a list with at least one rule)"
         )
+    if lines and "." in name:
+        raise ConfigError(f"preset {name!r} has line rules, whose columns are named PRESET.SIGNAL; leave the dot out")
     line_rules = tuple(line_rule(entry, name, position) for position, entry in enumerate(lines))
     rules = tuple(_rule(entry, name, position, has_lines=bool(lines)) for position, entry in enumerate(entries))
     check_unique([rule.name for rule in (*rules, *line_rules)])

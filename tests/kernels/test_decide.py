@@ -154,6 +154,13 @@ def test_bad_presets_name_the_remedy(tmp_path: Path, body: str, message: str) ->
         load_preset(path)
 
 
+def test_a_preset_with_line_rules_has_no_dot_in_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: my.own\nlines: [{name: a, phrases: [x], source: s}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="dot"):
+        load_preset(path)
+
+
 def test_unknown_preset_names_near_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="near: gopher"):
         load_preset("gofer")
