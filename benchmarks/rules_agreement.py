@@ -70,7 +70,9 @@ def _lines_of(texts: list[str], preset: str) -> tuple[list[str | None], list[str
     found = find_lines(views, rules.lines, np.full(len(texts), (1 << len(rules.lines)) - 1, dtype=np.int64))
     cut = found.is_cut
     left = apply_cuts(views, np.arange(len(texts)), found.docs[cut], found.starts[cut], found.ends[cut])
-    decided = decide(signals(text_views(left), ngrams=False), rules.rules).reasons(rules.rules)
+    columns = signals(text_views(left), ngrams=False)
+    columns[f"{preset}.num_line_sentences"] = columns["num_sentences"] + found.open_lines
+    decided = decide(columns, rules.rules).reasons(rules.rules)
     tripped = [next((rules.lines[r].name for r in np.flatnonzero(row)), None) for row in found.trips]
     return [a or b for a, b in zip(tripped, decided, strict=True)], left.to_pylist()
 

@@ -107,6 +107,8 @@ class LineFindings(NamedTuple):
     """int64, shape (D, P): words that the rules of each preset took out."""
     num_words: np.ndarray
     """int64, shape (D,): words between white space, before any cut."""
+    open_lines: np.ndarray
+    """int64, shape (D,): lines that stay, not blank, that no sentence ends; the last line that stays is left out."""
 
     @property
     def is_cut(self) -> np.ndarray:
@@ -197,6 +199,7 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
         bits=np.zeros(len(docs), dtype=np.int64),
         tripped=np.full(len(docs), -1, dtype=np.int64),
         edited=np.zeros(len(docs), dtype=bool),
+        ended=lines.facts[line_scan.ENDS_SENTENCE] != 0,
         docs=docs,
         trips=np.zeros((views.num_docs, len(rules)), dtype=np.int64),
         owner=np.full(len(data) if edits else 0, -1, dtype=np.int16),
@@ -206,7 +209,8 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
     verdicts = state.cut, state.bits, state.tripped
     found = _assemble(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
     columns = (np.ascontiguousarray(found[:, k]) for k in range(6))
-    return LineFindings(*columns, state.trips, *_words(lines, compiled, state, views.num_docs))
+    took, total = _words(lines, compiled, state, views.num_docs)
+    return LineFindings(*columns, state.trips, took, total, _open_lines(lines, state, views.num_docs))
 
 
 class _Lines(NamedTuple):
@@ -231,6 +235,8 @@ class _State(NamedTuple):
     bits: np.ndarray
     tripped: np.ndarray
     edited: np.ndarray
+    ended: np.ndarray
+    """bool: whether a sentence ends each line, as edits have left it."""
     docs: np.ndarray
     trips: np.ndarray
     owner: np.ndarray
@@ -274,7 +280,7 @@ def _judge(lines: _Lines, compiled: Compiled, first: int, at: np.ndarray, state:
             left = line_scan.edit_lines(lines.data, lines.place, spans, rule, compiled, class_table(), state.owner)
             edited = _measured(compiled, left[0], left[1], (left[2], left[3]), lines.masks[holds])
             words = lines.facts[line_scan.NUM_WORDS, holds], edited.facts[line_scan.NUM_WORDS]
-            state.edited[mine] = True
+            state.edited[mine], state.ended[mine] = True, edited.facts[line_scan.ENDS_SENTENCE] != 0
             state.edited_words.append((mine, rule, words[0] - words[1]))
             nothing = mine[(words[0] > 0) & (words[1] == 0)]  # of the line is left: it goes
             state.cut[nothing], state.bits[nothing] = rule, state.bits[nothing] | np.int64(1 << rule)
@@ -292,6 +298,14 @@ def _words(lines: _Lines, compiled: Compiled, state: _State, num_docs: int) -> t
         stays = state.cut[at] < 0
         np.add.at(took[:, presets[rule]], state.docs[at[stays]], fewer[stays].astype(np.int64))
     return took, np.bincount(state.docs, words, num_docs).astype(np.int64)
+
+
+def _open_lines(lines: _Lines, state: _State, num_docs: int) -> np.ndarray:
+    stays = np.flatnonzero((state.cut < 0) & (lines.facts[line_scan.NUM_WORDS] > 0))
+    last = np.full(num_docs, -1, dtype=np.int64)
+    last[state.docs[stays]] = stays  # ascending, so that the last one stands
+    counts = np.bincount(state.docs[stays[~state.ended[stays]]], minlength=num_docs)
+    return (counts - ((last >= 0) & ~state.ended[last]) if len(state.docs) else counts).astype(np.int64)
 
 
 def _holding(lines: _Lines, compiled: Compiled, rule: int, asked: np.ndarray) -> np.ndarray:

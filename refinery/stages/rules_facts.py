@@ -50,7 +50,8 @@ def signals_schema() -> pa.Schema:
 
 def signals_left_schema(rules: tuple[LineRule, ...]) -> pa.Schema:
     """Return the schema of ``signals_left``: signals, `LINE_SIGNALS` of each preset, lines that trip over each rule."""
-    presets = [pa.field(f"{p}.{name}", pa.float32()) for p in line_presets(rules) for name in LINE_SIGNALS]
+    types = {name: pa.int32() if name.startswith("num_") else pa.float32() for name in LINE_SIGNALS}
+    presets = [pa.field(f"{p}.{name}", types[name]) for p in line_presets(rules) for name in LINE_SIGNALS]
     trips = [pa.field(rule.name, pa.int32()) for rule in rules if rule.action == "drop_document"]
     return pa.schema([*signals_schema(), *presets, *trips])
 
@@ -171,6 +172,7 @@ def _left(
         words, size = np.maximum(findings.num_words, 1), np.maximum(before["num_bytes"], 1)
         extra[f"{name}.cut_word_frac"] = (findings.cut_words[:, preset] / words).astype(np.float32)
         extra[f"{name}.cut_byte_frac"] = (lost[:, preset] / size).astype(np.float32)
+        extra[f"{name}.num_line_sentences"] = columns["num_sentences"] + findings.open_lines.astype(np.int32)
     for index, rule in enumerate(task.line_rules):
         if rule.action == ACTIONS[2]:
             extra[rule.name] = findings.trips[:, index].astype(np.int32)

@@ -75,6 +75,10 @@ def test_the_kernel_does_what_the_reference_does(texts, rules, mask):
             start = int(found.starts[k])
             assert int(found.bits[k]) == want["bits"].get(start, want["bits"].get(start + 1))
         assert found.trips[doc].tolist() == want["trips"]
+        if mask:
+            lines = [line for line in want["left"].split("\n") if reference.words_of(line)]
+            ended = [bool(reference.facts_of(line)["ends_in_sentence_mark"]) for line in lines]
+            assert found.open_lines[doc] == ended[:-1].count(False)
         presets = line_presets(rules)
         by_preset = [0] * len(presets)
         for rule, words in zip(rules, want["cut_words"], strict=True):

@@ -127,6 +127,7 @@ def test_rules_behind_line_rules_judge_what_is_left(tmp_path):
         if row["name"] == "en-framed":
             story = signals(views_of([EN_STORY]))
             assert left[key]["num_sentences"] == story["num_sentences"][0] == 8
+            assert left[key]["c4.num_line_sentences"] == 8
             assert before[key]["num_sentences"] > 8
             assert left[key]["dup_5gram_char_frac"] is None, "no rule behind the line rules asks for n-grams"
             assert before[key]["dup_5gram_char_frac"] is not None
@@ -236,6 +237,7 @@ def test_explain_shows_the_lines_and_their_rules(tmp_path):
     assert told["reason"] == "c4.braces"
     assert "c4.braces: 1 lines trip over it" in explain_text(told)
     assert "line 5 drops the document by c4.braces: 'All of it {is listed} in the log.'" in explain_text(told)
+    values, _ = ran(tmp_path / "other", ["refinedweb_lines"])
     told = explain(values["workdir"], local.hex_key("en", "en-shouting"))
     assert told["reason"] == "refinedweb_lines.cut_words"
     assert "kept is at most 0.05, of what line rules left" in explain_text(told)
