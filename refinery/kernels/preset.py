@@ -34,7 +34,7 @@ CJK_MIN_FRAC = 0.3
 LINE_SIGNALS: dict[str, str] = {
     "cut_word_frac": "words between white space that the preset's line rules took out, of all of the document's",
     "cut_byte_frac": "bytes that they took out, of all",
-    "num_line_sentences": "sentences of what line rules left, each line for itself: one that no sentence ends has one more",
+    "num_line_sentences": "sentences of what line rules left, line by line: a line that no sentence ends is one more",
 }
 """Signals of a preset's own line rules; stored under ``PRESET.SIGNAL``."""
 
