@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import math
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "source": "Besiroglu et al. 2404.10102, refit of Chinchilla's runs",
     },
 }
+REFIT = "chinchilla-refit"
+"""Our own fit of the same 240 runs, with 250 resamples for the intervals; `laws/chinchilla-240.json`, written by
+``refinery plan fit chinchilla-svg_extracted_data.csv --drop-highest 5 --bootstraps 250``."""
 CONTRADICTION = "rounded parameters; they contradict the paper's own savings, see docs/decisions"
 
 
@@ -83,30 +87,37 @@ def read_law(path: Path) -> Law:
         SchemaError: it is no fit.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] != FORMAT:
-            raise SchemaError(f"{path} is {body['format']!r}, not {FORMAT!r}; write it with `refinery plan fit --out`")
-        if body["unit"] != "nats":
-            raise ConfigError(f"{path} was fitted in {body['unit']}; plans are made in nats: fit again with unit nats")
-        return Law(_fit(body), _intervals(body), str(path))
+        return _law(json.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; write it with `refinery plan fit --out`") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise SchemaError(f"{path} is no fit ({error!r}); write it with `refinery plan fit RUNS --out FILE`") from error
 
 
+def _law(body: Mapping[str, Any], path: str) -> Law:
+    if body["format"] != FORMAT:
+        raise SchemaError(f"{path} is {body['format']!r}, not {FORMAT!r}; write it with `refinery plan fit --out`")
+    if body["unit"] != "nats":
+        raise ConfigError(f"{path} was fitted in {body['unit']}; plans are made in nats: fit again with unit nats")
+    return Law(_fit(body), _intervals(body), path)
+
+
 def published_law(name: str) -> Law:
-    """Return a published law by name.
+    """Return a published law by name; only `REFIT` has intervals, the papers print no joint distribution.
 
     Raises:
         ConfigError: unknown name.
     """
+    if name == REFIT:
+        file = importlib.resources.files("refinery.scaling").joinpath("laws/chinchilla-240.json")
+        law = _law(json.loads(file.read_text(encoding="utf-8")), file.name)
+        return law._replace(source="our refit of Chinchilla's 240 runs (2404.10102)")
     if name == "scratch-2407":
         return Law(PUBLISHED_SCRATCH, None, "2407.02118, from scratch (rounded parameters)")
     if name == "cpt-2407":
         return Law(PUBLISHED_CPT, None, f"2407.02118, continued ({CONTRADICTION})")
     if name not in PUBLISHED:
-        raise ConfigError(f"law {name!r} is unknown; known: {', '.join([*PUBLISHED, 'scratch-2407', 'cpt-2407'])}")
+        raise ConfigError(f"law {name!r} is unknown; known: {', '.join([REFIT, *PUBLISHED, 'scratch-2407', 'cpt-2407'])}")
     return Law(_as_fit(PUBLISHED[name], int(PUBLISHED[name]["num_runs"]), _RANGES), None, PUBLISHED[name]["source"])
 
 
