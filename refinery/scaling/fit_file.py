@@ -117,23 +117,24 @@ def published_law(name: str) -> Law:
     if name == "cpt-2407":
         return Law(PUBLISHED_CPT, None, f"2407.02118, continued ({CONTRADICTION})")
     if name not in PUBLISHED:
-        raise ConfigError(f"law {name!r} is unknown; known: {', '.join([REFIT, *PUBLISHED, 'scratch-2407', 'cpt-2407'])}")
+        known = ", ".join([REFIT, *PUBLISHED, "scratch-2407", "cpt-2407"])
+        raise ConfigError(f"law {name!r} is unknown; known: {known}")
     return Law(_as_fit(PUBLISHED[name], int(PUBLISHED[name]["num_runs"]), _RANGES), None, PUBLISHED[name]["source"])
 
 
 def _fit(body: Mapping[str, Any]) -> Fit | CptFit:
-    ranges = {name: (float(body[name][0]), float(body[name][1])) for name in ("params_range", "tokens_range")}
+    ranges: dict[str, Any] = {n: (float(body[n][0]), float(body[n][1])) for n in ("params_range", "tokens_range")}
     if "gamma" not in body["law"]:
         return _as_fit(body["law"], body["num_runs"], ranges)
     scratch = _fit(body["scratch"])
     if isinstance(scratch, CptFit):
         raise ValueError("the scratch law of a continual fit is itself continual")
-    values = {name: float(body["law"][name]) for name in ("B", "beta", "gamma")}
+    values: dict[str, Any] = {name: float(body["law"][name]) for name in ("B", "beta", "gamma")}
     return CptFit(scratch=scratch, **values, objective=math.nan, num_runs=int(body["num_runs"]), **ranges)
 
 
-def _as_fit(values: Mapping[str, Any], num_runs: int, ranges: Mapping[str, tuple[float, float]]) -> Fit:
-    given = {name: float(values[name]) for name in ("A", "B", "E", "alpha", "beta")}
+def _as_fit(values: Mapping[str, Any], num_runs: int, ranges: Mapping[str, Any]) -> Fit:
+    given: dict[str, Any] = {name: float(values[name]) for name in ("A", "B", "E", "alpha", "beta")}
     return Fit(**given, objective=math.nan, num_runs=int(num_runs), **ranges)
 
 

@@ -27,7 +27,10 @@ RISE_STEPS = 32
 
 
 class SpikeGuard:
-    """Windows of finite losses and gradient norms, and of the losses accepted last; plain numbers, so a checkpoint holds it exactly."""
+    """Windows of finite losses and gradient norms, and of the losses accepted last.
+
+    Plain numbers, so a checkpoint holds them exactly.
+    """
 
     def __init__(self, config: SafetyConfig) -> None:
         self.config = config
