@@ -124,7 +124,10 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
     index = pa.array(place, mask=place < 0)
     boundaries_of = pa.chunked_array(columns["words"], pa.large_binary()).take(index)
     tables = {"words": pa.table({"doc_id": ids, "boundaries": boundaries_of})}
-    for table, schema in (("signals", signals_schema()), (LEFT, signals_left_schema(task.line_rules))):
+    aligned_tables = {"signals": signals_schema()}
+    if task.line_rules:
+        aligned_tables[LEFT] = signals_left_schema(task.line_rules)
+    for table, schema in aligned_tables.items():
         aligned = pa.Table.from_batches(columns[table], pa.schema(list(schema)[1:])).take(index)
         tables[table] = pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
     return {**tables, FOUND: pa.concat_tables(columns[FOUND])}

@@ -173,6 +173,14 @@ def test_without_line_rules_no_cut_of_another_run_is_left(tmp_path):
     assert {e.table for e in done.parts} == {"signals", "words", "decisions"}
 
 
+def test_a_recipe_without_line_rules_writes_none_of_their_tables(tmp_path):
+    values, done = ran(tmp_path, ["gopher"])
+    assert {e.table for e in done.parts} == {"signals", "words", "decisions"}
+    assert "line_rules" not in done.facts
+    assert "after_lines" not in done.recipe_slice
+    assert local.by_key(values, "rules", "signals").keys() == {local.hex_key(r["source"], r["name"]) for r in rows()}
+
+
 def test_an_interrupted_stage_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     _, done = ran(tmp_path / "done", RECIPES["all"])
     for stop_at in range(1, 12):
