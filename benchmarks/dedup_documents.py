@@ -9,10 +9,10 @@ an environment of its own (`peers.py`), on `--peer-bytes` of the same documents,
 out.
 `--scales 1 2 4` repeats our side on multiples of `--bytes` / the largest, for the exponent.
 
-Bounds (exit 1): 60 times datatrove's CPU with its default words, 10 times with white space, no more than rensa with an
-index in memory; at most 4 GB; of pairs at Jaccard 0.85 or more 98 % in one cluster, of those at 0.80 or more what the
-collision curve promises less 2 points; 97 % of the removals of a perfect run; every removal at 0.8 or more with a kept
-document; exponent of CPU and memory at most 1.1.
+Bounds (exit 1): 60 times datatrove's CPU with its default words, 10 times with white space, 20 times text-dedup's Spark
+script with partitions for one machine, no more than rensa with an index in memory; at most 4 GB; of pairs at Jaccard
+0.85 or more 98 % in one cluster, of those at 0.80 or more what the collision curve promises less 2 points; 97 % of the
+removals of a perfect run; every removal at 0.8 or more with a kept document; exponent of CPU and memory at most 1.1.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from refinery.stages.pipeline import run_stage
 from refinery.stages.workspace import Run
 
 BOUND = 0.8
-PEERS = ("rensa", "datasketch", "datatrove-split", "datatrove")
-_TIMES_CPU = {"datatrove": 60.0, "datatrove-split": 10.0, "rensa": 1.0}
+PEERS = ("rensa", "datasketch", "text-dedup", "datatrove-split", "datatrove")
+_TIMES_CPU = {"datatrove": 60.0, "datatrove-split": 10.0, "text-dedup": 20.0, "rensa": 1.0}
 
 
 class Meter:
@@ -226,9 +226,12 @@ def _judge(workdir: str, langs_by_text: dict[str, str]) -> dict[str, Any]:
 
 def _peer(name: str, path: Path, rows: list[dict], folder: Path) -> dict[str, Any]:
     num_bytes = sum(len(r["text"].encode()) for r in rows)
-    if name.startswith("datatrove"):
-        words = "split" if name.endswith("split") else "default"
-        result = run_peer("datatrove", "datatrove_minhash.py", path, folder / name, words)["result"]
+    if name not in {"rensa", "datasketch"}:
+        if name == "text-dedup":
+            result = run_peer("textdedup", "textdedup_spark.py", path, folder / name)["result"]
+        else:
+            words = "split" if name.endswith("split") else "default"
+            result = run_peer("datatrove", "datatrove_minhash.py", path, folder / name, words)["result"]
         removed = set(result.pop("removed"))
         told: dict[str, Any] = {"removed": len(removed), "perfect_run_removes": _perfect_of_rows(rows)}
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import unicodedata
+from typing import Any
 
 import numba
 import numpy as np
@@ -92,7 +93,7 @@ def table_digest(unit: str) -> str:
 def _ascii_run(
     data: np.ndarray, span: tuple[int, int], table: np.ndarray, seed: np.uint64, words: np.ndarray, filled: int,
     state: tuple[np.uint64, bool],
-) -> tuple[int, int, np.uint64, bool]:  # fmt: skip
+) -> tuple[Any, Any, np.uint64, bool]:  # fmt: skip
     """Scan ASCII letters, digits and separators of a span; return (position, filled, hash, whether inside a word).
 
     Without branches on what a byte is: at word ends the processor guesses wrong, which costs more than hashing. A
@@ -120,7 +121,7 @@ def _ascii_run(
 @numba.njit(cache=True, inline="always")
 def _singles_run(
     data: np.ndarray, span: tuple[int, int], table: np.ndarray, seed: np.uint64, words: np.ndarray, filled: int
-) -> tuple[int, int]:
+) -> tuple[Any, Any]:
     """Scan characters of three bytes that are words of their own or separators; return (position, filled)."""
     position, last, place = np.uint64(span[0]), np.uint64(span[1]), np.uint64(filled)
     six, room = np.uint32(0x3F), np.uint64(len(words))
