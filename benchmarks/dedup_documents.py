@@ -106,6 +106,11 @@ def _disk(workdir: str) -> dict[str, int]:
     return {t.name: sum(f.stat().st_size for f in t.iterdir()) for t in sorted(tables)}
 
 
+def shuffle_bytes(session: Any) -> int:
+    """Return the bytes that the session has written into shuffles so far."""
+    return int(session.sparkContext._jsc.sc().statusStore().executorSummary("driver").totalShuffleWrite())
+
+
 def _run_ours(folder: Path, rows: list[dict], session: Any) -> tuple[dict[str, Any], Any, Run]:
     num_bytes = _write(folder / "in.jsonl", rows)
     values = {
@@ -123,7 +128,7 @@ def _run_ours(folder: Path, rows: list[dict], session: Any) -> tuple[dict[str, A
             run.use_session(session)
     with Meter() as ingest:
         run_stage(run, "ingest")
-    wall = time.monotonic()
+    wall, shuffled = time.monotonic(), shuffle_bytes(session)
     with Meter() as dedup:
         manifest = run_stage(run, "dedup_documents")
     figures = {
@@ -138,6 +143,7 @@ def _run_ours(folder: Path, rows: list[dict], session: Any) -> tuple[dict[str, A
         "candidate_pairs": manifest.volatile["num_candidate_pairs"],
         "part_cpu_s": manifest.volatile["part_seconds"],
         "disk_bytes": _disk(run.workdir),
+        "shuffle_bytes": shuffle_bytes(session) - shuffled,
         **{k: manifest.facts[k] for k in ("num_clusters", "largest_cluster", "num_verified_edges")},
     }
     return figures, session, run
@@ -291,6 +297,7 @@ def main() -> int:
         dedup_local.ONE_PROCESS_ROWS = 0
     real, rows = planted(arguments.bytes)
     report: dict[str, Any] = {"benchmark": "dedup_documents", "real": real, "load": os.getloadavg(), "peers": {}}
+    report["spark"] = arguments.spark
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         _, session, _ = _run_ours(folder / "warm", _head(rows, 1_000_000), None)
@@ -304,6 +311,7 @@ def main() -> int:
             report["scales"] = points
             report["exponents"] = {k: _exponent(points, k) for k in ("cpu_s", "peak_pss_bytes")}
         report["quality"] = _judge(run.workdir, {r["text"].strip(): r["lang"] for r in rows})
+        print(json.dumps({k: report[k] for k in ("ours", "quality")}), file=sys.stderr)
         run.stop_session()
         head = _head(rows, arguments.peer_bytes)
         _write(folder / "peer" / "in.jsonl", head)
@@ -312,6 +320,7 @@ def main() -> int:
                 report["peers"][peer] = _peer(peer, folder / "peer" / "in.jsonl", head, folder)
             except PeerError as error:
                 report["peers"][peer] = {"failed": str(error)[-300:]}
+            print(peer, json.dumps({k: v for k, v in report["peers"][peer].items() if k != "steps"}), file=sys.stderr)
     report["missed"] = _missed(report)
     text = json.dumps(report, indent=1)
     if arguments.out:
