@@ -112,6 +112,8 @@ def main():
     logging.disable(logging.WARNING)
     settings = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.driver.memory": "4g"}
     settings |= {"spark.local.dir": str(arguments.folder / "spill"), "spark.ui.enabled": "false"}
+    # as our sessions: the first compiler only, one collector thread; a short run spends less on its start so
+    settings["spark.driver.extraJavaOptions"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
     # the script sets 100 of it, which a session that runs ignores
     settings["spark.default.parallelism"] = str(shuffle or 100)
     SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
