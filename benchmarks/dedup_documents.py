@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from peers import PeerError, run_peer
 from planted_duplicates import planted, true_pairs
 
 from refinery.io import parts as part_files
-from refinery.kernels.components import greedy_keep
+from refinery.kernels.components import components, greedy_keep
 from refinery.kernels.jaccard import pair_jaccard
 from refinery.kernels.lsh import collision_probability
 from refinery.kernels.shingles import shingle_sets
@@ -238,8 +239,7 @@ def _peer(name: str, path: Path, rows: list[dict], folder: Path) -> dict[str, An
         else:
             words = "split" if name.endswith("split") else "default"
             result = run_peer("datatrove", "datatrove_minhash.py", path, folder / name, words)["result"]
-        removed = set(result.pop("removed"))
-        told: dict[str, Any] = {"removed": len(removed), "perfect_run_removes": _perfect_of_rows(rows)}
+        told: dict[str, Any] = _judge_removed(rows, set(result.pop("removed")))
     else:
         result = run_peer("minhash", "memory_lsh.py", name, path)["result"]
         clusters = result.pop("clusters")
@@ -248,8 +248,25 @@ def _peer(name: str, path: Path, rows: list[dict], folder: Path) -> dict[str, An
     return {"bytes": num_bytes, **result, "mb_per_cpu_s": round(num_bytes / 1e6 / result["cpu_s"], 3), **told}
 
 
-def _perfect_of_rows(rows: list[dict]) -> int:
-    return _perfect_removals([r["text"] for r in rows], [r["id"] for r in rows])
+def _judge_removed(rows: list[dict], removed: set[str]) -> dict[str, Any]:
+    """Judge a peer that says which documents it removed, not over which pairs.
+
+    Found: of each component of true pairs all but one should go. Right: a removed one has a true near-duplicate.
+    """
+    texts, names = [r["text"] for r in rows], [r["id"] for r in rows]
+    pairs, _ = true_pairs(texts, BOUND)
+    found = components(pairs[:, 0], pairs[:, 1])
+    label = dict(zip(found.nodes.tolist(), found.labels.tolist(), strict=True))
+    told: dict[str, Any] = {"removed": len(removed), "perfect_run_removes": _perfect_removals(texts, names)}
+    for language in ("en", "zh"):
+        mine = [k for k, row in enumerate(rows) if row["lang"] == language]
+        size = Counter(label[k] for k in mine if k in label)
+        gone = Counter(label.get(k, -1) for k in mine if names[k] in removed)
+        due = sum(size.values()) - len(size)
+        went = sum(min(gone[c], members - 1) for c, members in size.items())
+        told[f"found_of_removals_{language}"] = round(went / due, 4) if due else None
+        told[f"removals_with_a_pair_{language}"] = round(1 - gone[-1] / gone.total(), 4) if gone else None
+    return told
 
 
 def _head(rows: list[dict], num_bytes: int) -> list[dict]:
