@@ -22,6 +22,7 @@ import yaml
 
 from refinery.errors import ConfigError
 from refinery.kernels.signals_catalog import SIGNALS
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 
 CJK_MIN_FRAC = 0.3
 """Share of Han and kana from which a document counts as CJK; ChineseWebText's own bound for Chinese text is 0.30."""
@@ -122,7 +123,7 @@ def _rule(raw: Any, preset: str, position: int) -> Rule:
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)} (text); every rule names its signal and its citation")
     where = f"rule {preset}.{raw['name']}"
-    known = [spec.name for spec in SIGNALS]
+    known = [spec.name for spec in (*SIGNALS, *DATATROVE_SIGNALS)]
     if raw["signal"] not in known:
         raise ConfigError(f"{where}: unknown signal {raw['signal']!r}{_near(raw['signal'], known)}")
     low, high = _bound(raw.get("min"), where), _bound(raw.get("max"), where)
