@@ -21,32 +21,32 @@ _NOT_SPLIT = frozenset(("ill", "hell", "shell", "well", "shed", "were", "its", "
 _ALL_ENDINGS = ("'ll", "'ll've", "'d", "'d've")
 _ENDINGS = {
     "i": (*_ALL_ENDINGS, "'ve", "'m"),
-    **{word: (*_ALL_ENDINGS, "'ve", "'re") for word in ("you", "we", "they", "these", "those")},
-    **{word: (*_ALL_ENDINGS, "'s") for word in ("he", "she", "it", "that", "this")},
-    **{word: (*_ALL_ENDINGS, "'s", "'ve", "'re") for word in ("who", "what", "when", "where", "why", "how", "there")},
+    **dict.fromkeys(("you", "we", "they", "these", "those"), (*_ALL_ENDINGS, "'ve", "'re")),
+    **dict.fromkeys(("he", "she", "it", "that", "this"), (*_ALL_ENDINGS, "'s")),
+    **dict.fromkeys(("who", "what", "when", "where", "why", "how", "there"), (*_ALL_ENDINGS, "'s", "'ve", "'re")),
 }
 _NEGATED = "ai are could dare did does do had has have is may might must need ought should was were would ca sha wo"
-_NEGATED_HAVE = frozenset("could did does do had may might must need ought should would ca sha wo".split())
+_NEGATED_HAVE = "could did does do had may might must need ought should would ca sha wo"
 _HAVE = "could might must not should would"
 _PARTS = ("can|not", "gon|na", "got|ta", "let|'s", "c'm|on", "i|'m|a", "i|m|a", "how|'d|'y")
 _PARTS_LOWER = ("y'|all", "y|all")
-_WHOLE_EITHER = "doin goin havin lovin nothin nuthin somethin ol".split()
+_WHOLE_EITHER = "doin goin havin lovin nothin nuthin somethin ol"
 _WHOLE = (
-    "Adm. Ak. Ala. Apr. Ariz. Ark. Aug. Bros. Calif. Co. Colo. Conn. Corp. D.C. Dec. Del. Dr. E.G. E.g. Feb. Fla. Ga. "
-    "Gen. Gov. I.E. I.e. Ia. Id. Ill. Inc. Ind. Jan. Jr. Jul. Jun. Kan. Kans. Ky. La. Ltd. Mar. Mass. Md. Messrs. Mich. "
-    "Minn. Miss. Mo. Mont. Mr. Mrs. Ms. Mt. N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. Nev. Nov. Oct. Okla. Ore. Pa. "
-    "Ph.D. Prof. Rep. Rev. S.C. Sen. Sep. Sept. St. Tenn. Va. Wash. Wis. a.m. p.m. co. e.g. i.e. v.s. vs. and/or w/o "
-    "C++ 'S 's 'd 'll 're '' \u2019 \u2018S \u2018s \u2019\u2019 \u2019S \u2019s \u2019d \u2019ll \u2019re ä. ö. ü. ll em "
-    "nuff °C. °F. °K. °c. °f. °k. \\n \\t ma'am Ma'am o'clock O'clock ma\u2019am Ma\u2019am o\u2019clock O\u2019clock"
-).split()
-_CUT_FRONT = "'em 'nuff 'bout 'cause 'cos 'coz 'cuz 'Cause 'Cos 'Coz 'Cuz".split()
+    "Adm. Ak. Ala. Apr. Ariz. Ark. Aug. Bros. Calif. Co. Colo. Conn. Corp. D.C. Dec. Del. Dr. E.G. E.g. Feb. Fla. "
+    "Ga. Gen. Gov. I.E. I.e. Ia. Id. Ill. Inc. Ind. Jan. Jr. Jul. Jun. Kan. Kans. Ky. La. Ltd. Mar. Mass. Md. "
+    "Messrs. Mich. Minn. Miss. Mo. Mont. Mr. Mrs. Ms. Mt. N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. Nev. Nov. Oct. "
+    "Okla. Ore. Pa. Ph.D. Prof. Rep. Rev. S.C. Sen. Sep. Sept. St. Tenn. Va. Wash. Wis. a.m. p.m. co. e.g. i.e. "
+    "v.s. vs. and/or w/o C++ 'S 's 'd 'll 're '' ’ ‘S ‘s ’’ ’S ’s ’d ’ll ’re ä. ö. ü. ll em nuff \\n \\t ma'am "
+    "Ma'am o'clock O'clock ma’am Ma’am o’clock O’clock"
+)
+_CUT_FRONT = "'em 'nuff 'bout 'cause 'cos 'coz 'cuz 'Cause 'Cos 'Coz 'Cuz"
 _SMILEYS = (
-    "(-8 (-: (-; (: (; (= (o: )-: ): -_- -__- ._. 0.0 0.o 0_0 0_o 8) 8-) 8-D 8D :'( :') :'-( :'-) :( :(( :((( :() :) "
-    ":)) :))) :* :-( :-(( :-((( :-) :-)) :-))) :-* :-/ :-0 :-3 :-> :-D :-O :-P :-X :-] :-o :-p :-x :-| :-} :/ :0 :1 :3 "
-    ":> :D :O :P :X :] :o :o) :p :x :| :} ;) ;-) ;-D ;D ;_; <.< </3 <3 <33 <333 =( =) =/ =3 =D =[ =] =| >.< >.> >:( >:o "
-    "@_@ O.O O.o O_O O_o V.V V_V XD XDD [-: [: [= ]= ^_^ ^__^ ^___^ o.0 o.O o.o o_0 o_O o_o v.v v_v xD xDD \\\") "
-    "(*_*) (-_-) (._.) (>_<) (^_^) <space>"
-).split()
+    "(-8 (-: (-; (: (; (= (o: )-: ): -_- -__- ._. 0.0 0.o 0_0 0_o 8) 8-) 8-D 8D :'( :') :'-( :'-) :( :(( :((( :() "
+    ":) :)) :))) :* :-( :-(( :-((( :-) :-)) :-))) :-* :-/ :-0 :-3 :-> :-D :-O :-P :-X :-] :-o :-p :-x :-| :-} :/ "
+    ":0 :1 :3 :> :D :O :P :X :] :o :o) :p :x :| :} ;) ;-) ;-D ;D ;_; <.< </3 <3 <33 <333 =( =) =/ =3 =D =[ =] =| "
+    ">.< >.> >:( >:o @_@ O.O O.o O_O O_o V.V V_V XD XDD [-: [: [= ]= ^_^ ^__^ ^___^ o.0 o.O o.o o_0 o_O o_o v.v "
+    'v_v xD xDD \\") (*_*) (-_-) (._.) (>_<) (^_^) <space>'
+)
 
 
 def special_parts() -> dict[str, tuple[str, ...]]:
@@ -59,9 +59,12 @@ def special_parts() -> dict[str, tuple[str, ...]]:
     for hour in range(1, 13):
         for half in ("am", "pm", "a.m.", "p.m."):
             found[f"{hour}{half}"] = (str(hour), half)
-    whole = [*_WHOLE, *_SMILEYS, *_CUT_FRONT, *(text.replace("'", "\u2019") for text in _CUT_FRONT)]
+    for scale in "CFKcfk":
+        found[f"°{scale}."] = ("°", scale, ".")
+    cut_front = _CUT_FRONT.split()
+    whole = [*_WHOLE.split(), *_SMILEYS.split(), *cut_front, *(text.replace("'", "\u2019") for text in cut_front)]
     whole += [f"{chr(letter)}." for letter in range(ord("a"), ord("z") + 1)]
-    for word in _WHOLE_EITHER:
+    for word in _WHOLE_EITHER.split():
         for cased_word in (word, word.title()):
             whole += [cased_word, f"{cased_word}'", f"{cased_word}\u2019"]
     return found | {text: (text,) for text in whole}
@@ -76,10 +79,11 @@ def _contractions() -> Iterator[tuple[str, ...]]:
             bare = tuple(piece[1:] for piece in pieces)
             if word + "".join(bare) not in _NOT_SPLIT:
                 yield (word, *bare)
+    have = set(_NEGATED_HAVE.split())
     for verb in _NEGATED.split():
         for ending in ("n't", "nt"):
             yield verb, ending
-            if verb in _NEGATED_HAVE:
+            if verb in have:
                 yield verb, ending, "'ve" if "'" in ending else "ve"
     for verb in _HAVE.split():
         yield verb, "'ve"

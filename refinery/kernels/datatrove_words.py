@@ -11,91 +11,26 @@ are the Latin ones, and rare smileys are missing. `benchmarks/rules_agreement.py
 
 from __future__ import annotations
 
-import functools
-import unicodedata
-
 import numba
 import numpy as np
 
-from refinery.kernels.char_classes import decode
+from refinery.kernels.datatrove_addresses import is_address
+from refinery.kernels.datatrove_chars import (
+    ALPHA,
+    BEFORE_STOP,
+    CURRENCY,
+    DIGIT,
+    ICON,
+    LETTER,
+    LOWER,
+    PREFIX,
+    QUOTE,
+    SPACE,
+    SUFFIX,
+    UNIT_CHARS,
+    UPPER,
+)
 from refinery.kernels.datatrove_specials import MAX_SPECIAL_CHARS
-
-SPACE, PREFIX, SUFFIX, ALPHA, LOWER, UPPER, QUOTE, BEFORE_STOP = (1 << bit for bit in range(8))
-ICON, CURRENCY, DIGIT, HOST, LETTER, MARK = (1 << bit for bit in range(8, 14))
-"""Flags of a code point; LETTER is ``str.isalpha``, MARK is in datatrove's PUNCTUATION_SET."""
-
-_PUNCT = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
-_QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈〉〈〉⟦⟧"
-_CURRENCY = "$£€¥฿₽﷼₴₿" + "".join(map(chr, range(0x20A0, 0x20BF)))
-_MARKS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
-"""datatrove's PUNCTUATION, whose further members are control characters and terminal punctuation of all scripts."""
-_NUM_CODES = 0x20000
-_UNITS = (
-    "km m dm cm mm ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G M K % "
-    "km² km³ m² m³ dm² dm³ cm² cm³ mm² mm³"
-).split()
-_UNIT_CHARS = 4
-
-
-@functools.cache
-def datatrove_classes() -> np.ndarray:
-    """Return the flags of every code point below 0x20000: uint16, read-only, the same array on every call."""
-    # imported here: the terminal punctuation of datatrove is the property that char_classes holds
-    from refinery.kernels.char_classes import TERMINAL, class_table  # noqa: PLC0415
-
-    table = np.zeros(_NUM_CODES, dtype=np.uint16)
-    for code in range(_NUM_CODES):
-        char = chr(code)
-        category = unicodedata.category(char)
-        flags = SPACE if char.isspace() else 0
-        flags |= LETTER if char.isalpha() else 0
-        if category in ("Ll", "Lo"):
-            flags |= ALPHA | LOWER
-        if category in ("Lu", "Lo"):
-            flags |= ALPHA | UPPER
-        if category == "So":
-            flags |= ICON | PREFIX | SUFFIX
-        if category == "Cc":
-            flags |= MARK
-        if char.isascii() and char.isalnum() or 0xA1 <= code <= 0xFFFF:
-            flags |= HOST
-        table[code] = flags
-    for chars, flags in (
-        (_PUNCT + _QUOTES + "—–", PREFIX | SUFFIX), ("§%=" + _CURRENCY, PREFIX), (_CURRENCY, CURRENCY),
-        (_QUOTES, QUOTE), (_PUNCT + _QUOTES + "%²-+|?:().", BEFORE_STOP), ("0123456789", DIGIT), (_MARKS, MARK),
-    ):  # fmt: skip
-        table[[ord(char) for char in chars]] |= np.uint16(flags)
-    table[ord(".")] &= ~np.uint16(BEFORE_STOP)
-    table[(class_table()[:_NUM_CODES] & TERMINAL) != 0] |= np.uint16(MARK)
-    table.flags.writeable = False
-    return table
-
-
-@functools.cache
-def unit_table() -> np.ndarray:
-    """Return the units of measurement as code points: int32, shape (units, 4), padded with 0, read-only."""
-    table = np.zeros((len(_UNITS), _UNIT_CHARS), dtype=np.int32)
-    for row, unit in enumerate(_UNITS):
-        table[row, : len(unit)] = [ord(char) for char in unit]
-    table.flags.writeable = False
-    return table
-
-
-@numba.njit(cache=True, nogil=True)
-def decode_document(
-    data: np.ndarray, start: int, end: int, classes: np.ndarray, codes: np.ndarray, flags: np.ndarray
-) -> int:
-    """Write the code points (int32) and flags (uint16) of ``data[start:end]``; return how many there are."""
-    count, i = 0, start
-    while i < end:
-        code, width = np.int64(data[i]), 1
-        if code >= 0x80:
-            code, width = decode(data, i, end)
-        codes[count] = code
-        flags[count] = classes[code] if code < len(classes) else 0
-        count += 1
-        i += width
-    return count
 
 
 @numba.njit(cache=True)
@@ -141,12 +76,12 @@ def _unit_chars(codes: np.ndarray, flags: np.ndarray, start: int, end: int, unit
     """Return the length of the longest unit (or currency sign) that ends the string after a digit."""
     if flags[end - 1] & CURRENCY and end - 2 >= start and flags[end - 2] & DIGIT:
         return 1
-    for size in range(_UNIT_CHARS, 0, -1):
+    for size in range(UNIT_CHARS, 0, -1):
         first = end - size
         if first <= start or not flags[first - 1] & DIGIT:
             continue
         for unit in units:
-            if size < _UNIT_CHARS and unit[size] != 0:
+            if size < UNIT_CHARS and unit[size] != 0:
                 continue
             same = True
             for i in range(size):
@@ -174,7 +109,10 @@ def _suffix_chars(codes: np.ndarray, flags: np.ndarray, start: int, end: int, un
         before = flags[last - 1]
         if before & (DIGIT | LOWER | BEFORE_STOP):
             return 1
-        return 1 if before & UPPER and last - 2 >= start and flags[last - 2] & UPPER else 0
+        if last - 2 < start:
+            return 0
+        degrees = codes[last - 2] == 0xB0 and (codes[last - 1] | 0x20) in (0x63, 0x66, 0x6B)
+        return 1 if degrees or (before & UPPER and flags[last - 2] & UPPER) else 0
     if code == 0x2026 and last > start and codes[last - 1] == 0x2026:
         return 2
     if flags[last] & SUFFIX:
@@ -203,9 +141,8 @@ def _infix_chars(codes: np.ndarray, flags: np.ndarray, start: int, end: int, i: 
     if i == start or i + 1 >= end:
         return 0
     before, after = flags[i - 1], flags[i + 1]
-    if before & DIGIT and (code == 0x2B or code == 0x2D or code == 0x2A or code == 0x5E):  # noqa: PLR1714
-        if after & DIGIT or codes[i + 1] == 0x2D:
-            return 1
+    if before & DIGIT and (after & DIGIT or codes[i + 1] == 0x2D) and code in (0x2B, 0x2D, 0x2A, 0x5E):
+        return 1
     if code == 0x2C:
         return 1 if before & ALPHA and after & ALPHA else 0
     if not before & (ALPHA | DIGIT):
@@ -215,80 +152,8 @@ def _infix_chars(codes: np.ndarray, flags: np.ndarray, start: int, end: int, i: 
         while size < most and i + size < end and codes[i + size] == code:
             size += 1
         return size if i + size < end and flags[i + size] & ALPHA else 0
-    joins = code == 0x2013 or code == 0x7E or code == 0x3A or code == 0x3C or code == 0x3E or code == 0x3D or code == 0x2F  # noqa: PLR1714
+    joins = code in (0x2013, 0x7E, 0x3A, 0x3C, 0x3E, 0x3D, 0x2F)
     return 1 if joins and after & ALPHA else 0
-
-
-@numba.njit(cache=True)
-def _is_host(codes: np.ndarray, flags: np.ndarray, start: int, end: int) -> bool:
-    """Whether the string is a host name (or a routable IPv4 address), with a port and a path or without."""
-    stop, dot = start, -1
-    while stop < end and (flags[stop] & HOST or codes[stop] == 0x2E or codes[stop] == 0x2D or codes[stop] == 0x5F):  # noqa: PLR1714
-        if codes[stop] == 0x2E:
-            dot = stop
-        stop += 1
-    if dot <= start:
-        return False
-    rest = stop
-    if rest < end and codes[rest] == 0x3A:
-        rest += 1
-        while rest < end and flags[rest] & DIGIT:
-            rest += 1
-        if not 2 <= rest - stop - 1 <= 5:
-            return False
-    if rest < end and codes[rest] != 0x2F and codes[rest] != 0x3F and codes[rest] != 0x23:  # noqa: PLR1714
-        return False
-    label = start
-    for i in range(start, dot + 1):
-        if codes[i] == 0x2E:
-            if i == label or i - label > 64 or not flags[label] & HOST or not flags[i - 1] & HOST:
-                return False
-            label = i + 1
-    if not 2 <= stop - dot - 1 <= 63:
-        return _is_ipv4(codes, flags, start, stop)
-    for i in range(dot + 1, stop):
-        if not flags[i] & LOWER:
-            return _is_ipv4(codes, flags, start, stop)
-    return True
-
-
-@numba.njit(cache=True)
-def _is_ipv4(codes: np.ndarray, flags: np.ndarray, start: int, end: int) -> bool:
-    part, parts, first, second = -1, 0, 0, 0
-    for i in range(start, end + 1):
-        if i == end or codes[i] == 0x2E:
-            if not 0 <= part <= 255:
-                return False
-            first = part if parts == 0 else first
-            second = part if parts == 1 else second
-            parts, part = parts + 1, -1
-        elif flags[i] & DIGIT:
-            part = max(part, 0) * 10 + codes[i] - 0x30
-        else:
-            return False
-    private = first == 10 or first == 127 or (first == 169 and second == 254) or (first == 192 and second == 168)  # noqa: PLR1714
-    private = private or (first == 172 and 16 <= second <= 31)
-    return parts == 4 and 1 <= first <= 223 and not private
-
-
-@numba.njit(cache=True)
-def _is_address(codes: np.ndarray, flags: np.ndarray, start: int, end: int) -> bool:
-    """Whether the string is a URL, a host name or a mail address, which stay whole."""
-    host, has_dot, scheme = start, False, True
-    for i in range(start, end):
-        has_dot = has_dot or codes[i] == 0x2E
-        if scheme and not flags[i] & (LETTER | DIGIT):
-            if codes[i] == 0x3A and i + 2 < end and codes[i + 1] == 0x2F and codes[i + 2] == 0x2F and i - start >= 2:
-                host = i + 3
-            scheme = codes[i] == 0x2B or codes[i] == 0x2D or codes[i] == 0x2E or codes[i] == 0x5F  # noqa: PLR1714
-    if not has_dot:
-        return False
-    if _is_host(codes, flags, host, end) or (host > start and _is_host(codes, flags, start, end)):
-        return True
-    for i in range(end - 1, host, -1):
-        if codes[i] == 0x40 and _is_host(codes, flags, i + 1, end):
-            return True
-    return False
 
 
 @numba.njit(cache=True)
@@ -303,7 +168,7 @@ def _attach(
             ends[count] = start + np.int64(parts & np.uint64(0xFF))
             parts >>= np.uint64(8)
             count += 1
-    elif not _is_address(codes, flags, start, end):
+    elif not is_address(codes, flags, start, end):
         i, begin = start, start
         while i < end:
             size = 0 if flags[i] & LETTER else _infix_chars(codes, flags, start, end, i)
@@ -360,11 +225,12 @@ def _split_piece(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
 
 
 @numba.njit(cache=True)
-def _merged(
-    codes: np.ndarray, start: int, specials: np.ndarray, ends: np.ndarray, first: int, count: int
-) -> int:
+def _merged(codes: np.ndarray, start: int, specials: np.ndarray, ends: np.ndarray, first: int, count: int) -> int:
     """Join neighbours among ``ends[first:count]`` (a piece from `start` on) that make up a listed string."""
-    kept, i, begin, in_run = first, first, start, False
+    kept, i, begin = first, first, start
+    # one blank is no token, so a run of quotes goes on behind it
+    in_run = first > 0 and ends[first - 1] == start - 1 and codes[start - 1] == 0x20
+    in_run = in_run and codes[start - 2] == codes[start] and (codes[start] == 0x27 or codes[start] == 0x2019)
     while i < count:
         joined = i
         for j in range(min(i + 5, count) - 1, i, -1):
@@ -374,7 +240,7 @@ def _merged(
             if slot >= 0 and specials[slot, 1] == np.uint64(0):
                 joined = j
                 break
-        quote = ends[joined] - begin <= 2 and (codes[begin] == 0x27 or codes[begin] == 0x2019)  # noqa: PLR1714
+        quote = ends[joined] - begin <= 2 and (codes[begin] == 0x27 or codes[begin] == 0x2019)
         in_run = quote and (joined > i or ends[joined] - begin == 1)
         begin = ends[joined]
         ends[kept] = begin
@@ -384,7 +250,7 @@ def _merged(
 
 
 @numba.njit(cache=True, nogil=True)
-def split_datatrove_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
+def split_datatrove_words(
     codes: np.ndarray, flags: np.ndarray, num_chars: int, specials: np.ndarray, units: np.ndarray,
     starts: np.ndarray, ends: np.ndarray,
 ) -> int:  # fmt: skip

@@ -18,15 +18,9 @@ import numba
 import numpy as np
 
 from refinery.hashing import splitmix64
+from refinery.kernels.datatrove_chars import LETTER, MARK, datatrove_classes, decode_document, unit_table
 from refinery.kernels.datatrove_specials import special_table
-from refinery.kernels.datatrove_words import (
-    LETTER,
-    MARK,
-    datatrove_classes,
-    decode_document,
-    split_datatrove_words,
-    unit_table,
-)
+from refinery.kernels.datatrove_words import split_datatrove_words
 from refinery.kernels.repetition import first_positions, next_order, table_capacity, table_mask, top_ngram_chars
 from refinery.kernels.text import TextViews
 
@@ -39,6 +33,9 @@ class DatatroveSpec(NamedTuple):
     unit: str
     doc: str
 
+
+ALGORITHM_VERSION = 1
+"""Raised whenever one of these signals changes: stored ones of another version are computed anew."""
 
 _TOKENS = "datatrove's tokens"
 DATATROVE_SIGNALS: tuple[DatatroveSpec, ...] = (
@@ -74,7 +71,7 @@ def datatrove_signals(views: TextViews) -> dict[str, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(  # noqa: PLR0913, PLR0917 (inner kernel)
+def _fill(
     offsets: np.ndarray, data: np.ndarray, classes: np.ndarray, specials: np.ndarray, units: np.ndarray, longest: int,
     values: np.ndarray,
 ) -> None:  # fmt: skip
@@ -147,9 +144,7 @@ def _word_figures(
 
 
 @numba.njit(cache=True)
-def _dup_line_frac(
-    codes: np.ndarray, chars: int, keys: np.ndarray, integers: np.ndarray, table: np.ndarray
-) -> float:
+def _dup_line_frac(codes: np.ndarray, chars: int, keys: np.ndarray, integers: np.ndarray, table: np.ndarray) -> float:
     """Return the share of copies among the pieces between runs of line feeds."""
     lines, i = 0, 0
     while i <= chars:
@@ -172,7 +167,7 @@ def _dup_line_frac(
 
 
 @numba.njit(cache=True)
-def _hash_tokens(  # noqa: PLR0913, PLR0917 (inner kernel)
+def _hash_tokens(
     codes: np.ndarray, tokens: int, starts: np.ndarray, ends: np.ndarray, keys: np.ndarray, char_ends: np.ndarray,
     prefix: np.ndarray,
 ) -> None:  # fmt: skip

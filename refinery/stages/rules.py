@@ -28,6 +28,8 @@ from refinery.kernels.segmentation import segment_han
 from refinery.kernels.segmentation_dictionary import dictionary_identity
 from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.kernels.signals import signal_batch, signal_schema, signals
+from refinery.kernels.signals_datatrove import ALGORITHM_VERSION as DATATROVE_VERSION
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS, datatrove_signals
 from refinery.kernels.text import text_views
 from refinery.recipe import Recipe
 from refinery.stages.decisions import decisions_table, located
@@ -62,6 +64,11 @@ class RulesTask:
     rules_identity: str
     segmentation: str | None
     """What word boundaries are a function of besides the text; None = none are made."""
+
+    def wants_datatrove(self) -> bool:
+        """Whether a rule asks for a signal over datatrove's words, which cost more than all others together."""
+        named = {spec.name for spec in DATATROVE_SIGNALS}
+        return any(rule.signal in named for rule in self.rules)
 
 
 def signals_schema() -> pa.Schema:
@@ -148,6 +155,7 @@ def rules_task(run_: Run) -> RulesTask:
 def signals_fingerprint(task: RulesTask, part: int) -> str:
     """Return what the signals of one part are a function of: the text, and the words that they count."""
     told = [task.segmentation] if task.segmentation is not None else []
+    told += ["datatrove", str(DATATROVE_VERSION)] if task.wants_datatrove() else []
     return fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part], *told)
 
 
@@ -205,10 +213,11 @@ def _compute(task: RulesTask, part: int) -> tuple[pa.Table, pa.Table]:
         found = segment_han(views) if task.segmentation is not None else None
         if found is None or not found.has_han.any():
             bitmaps.append(pa.nulls(views.num_docs, pa.large_binary()))
-            batches.append(signal_batch(signals(views)))
+            computed = signals(views)
         else:
             bitmaps.append(pack_boundaries(views, found.boundaries, found.has_han))
-            batches.append(signal_batch(signals(views, found.boundaries)))
+            computed = signals(views, found.boundaries)
+        batches.append(signal_batch(computed | (datatrove_signals(views) if task.wants_datatrove() else {})))
         rows.append(piece.rows)
     place = np.full(len(ids), -1, dtype=np.int64)
     seen = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
