@@ -2,11 +2,11 @@
 
     python benchmarks/ingest.py [--gz-mb 1000] [--files 100000] [--speed-mb 60] [--out FILE]
 
-Text is real (the folder REFINERY_SHARED/data) and repeated to the size asked for. Each case runs in a process of its own, part
-task after part task as Spark would run them on one core, and tells CPU seconds and its highest memory. Bounds: JSONL.gz
-and Parquet 50 MB of text per CPU second without masking of personal data and 20 with it, WARC at 80 % of the speed of the
-extraction library alone, 1 GB of memory, memory that does not grow from a quarter of the large file to all of it, and an
-exponent of at most 1.05 from 1x to 16x. A miss ends with status 1. Prints JSON.
+Text is real (the folder REFINERY_SHARED/data) and repeated to the size asked for. Each case runs in its own process,
+part task after part task as Spark would run them on one core, and tells CPU seconds and its highest memory. Bounds:
+JSONL.gz and Parquet 50 MB of text per CPU second without masking of personal data and 20 with it, WARC at 80 % of the
+speed of the extraction library alone, 1 GB of memory, memory that does not grow from a quarter of the large file to all
+of it, and an exponent of at most 1.05 from 1x to 16x. A miss ends with status 1. Prints JSON.
 """
 
 from __future__ import annotations
@@ -78,9 +78,11 @@ def _one(case: dict[str, Any]) -> dict[str, Any]:
             size += sum(row["bytes"] for row in share["counts"] if row["kind"] == "kept")
     cpu = time.process_time() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return {"parts": len(task.splits), "tasks": len(task.leaders()), "documents": docs, "bad": bad,
-            "text_mb": round(size / 1e6, 1), "cpu_s": round(cpu, 2), "plan_cpu_s": round(planned, 2),
-            "plan_mb": round(carried / 1e6, 2), "mb_per_cpu_s": round(size / 1e6 / cpu, 1), "peak_mb": round(peak)}  # fmt: skip
+    return {
+        "parts": len(task.splits), "tasks": len(task.leaders()), "documents": docs, "bad": bad,
+        "text_mb": round(size / 1e6, 1), "cpu_s": round(cpu, 2), "plan_cpu_s": round(planned, 2),
+        "plan_mb": round(carried / 1e6, 2), "mb_per_cpu_s": round(size / 1e6 / cpu, 1), "peak_mb": round(peak),
+    }  # fmt: skip
 
 
 def _run(case: dict[str, Any]) -> dict[str, Any]:
