@@ -1,8 +1,8 @@
 """Decisions on a small set of texts written for this purpose: what each rule set says must not change unnoticed.
 
 `tests/golden/decisions.jsonl` holds id, language, why it was written, the text, and for each list of presets the rules
-that would cut it, the first one first. Made anew by ``REFINERY_WRITE_GOLDEN=1 pytest tests/kernels/test_golden_decisions.py``:
-then look at the difference.
+that would cut it, the first one first. Made anew by running this file with REFINERY_WRITE_GOLDEN=1 set: then look at
+the difference.
 """
 
 from __future__ import annotations
