@@ -27,6 +27,7 @@ from refinery.kernels.line_preset import line_rule
 from refinery.kernels.line_rules import LineRule
 from refinery.kernels.preset_checks import bounds, check_keys, check_unique, near, scope
 from refinery.kernels.signals_catalog import SIGNALS
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 
 CJK_MIN_FRAC = 0.3
 """Share of Han and kana from which a document counts as CJK; ChineseWebText's own bound for Chinese text is 0.30."""
@@ -139,7 +140,7 @@ def _rule(raw: Any, preset: str, position: int, *, has_lines: bool) -> Rule:
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)} (text); every rule names its signal and its citation")
     where = f"rule {preset}.{raw['name']}"
-    known = [spec.name for spec in SIGNALS] + (list(LINE_SIGNALS) if has_lines else [])
+    known = [spec.name for spec in (*SIGNALS, *DATATROVE_SIGNALS)] + (list(LINE_SIGNALS) if has_lines else [])
     signal = raw["signal"]
     if signal not in known:
         raise ConfigError(f"{where}: unknown signal {signal!r}{near(signal, known)}")
