@@ -52,7 +52,7 @@ from refinery.kernels.sentence_rules import (
 from refinery.kernels.shingles import words_hash
 from refinery.kernels.text import TextViews
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes with any change of the rules: spans and hashes of sentences are stored."""
 
 WRAP_MIN_CHARS, WRAP_MAX_CHARS = 40, 120

@@ -51,7 +51,7 @@ from refinery.stages.workspace import (
 )
 
 NAME = "dedup_sentences"
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 LINES_VERSION = 1
 EXACT, SIMILAR = "exact", "similar"
 _MAX_KEEPERS = 8

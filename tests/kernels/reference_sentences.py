@@ -40,7 +40,7 @@ def skip_spaces(text: str, i: int) -> int:
 
 
 def line_kind(text: str, start: int) -> str:
-    body = text[start:].lstrip(" \t\r")
+    body = text[start:].lstrip(" \t\r\v\f")
     indent = sum(4 if c == "\t" else 1 for c in text[start : len(text) - len(body)])
     if not body or body[0] == "\n":
         return "blank"
@@ -49,7 +49,7 @@ def line_kind(text: str, start: int) -> str:
             return "item"
         if body[0] in SPACES:
             i = skip_spaces(body, 0)
-            return "blank" if "\n" in body[:i] else "prose"
+            return "blank" if "\n" in body[:i] or i == len(body) else "prose"
         return "prose"
     if body.startswith(("```", "~~~")):
         return "fence"
