@@ -9,8 +9,8 @@ single newline ends a sentence unless the text reads on: the next line begins wi
 before has 40 to 120 characters (hard-wrapped text) and does not end a sentence by the rules below.
 
 Terminals. A run of ``. ! ? …`` with the closing quotes and brackets behind it ends a sentence before white space,
-unless what follows is lower case after a quote or a dash (direct speech), or a full stop stands behind an initial, a
-listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with closing quotes end one anywhere;
+unless what follows is lower case after a quote or a dash (direct speech) or an exclamation ("Oh! my dear"), or a full
+stop stands behind an initial, a listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with closing quotes end one anywhere;
 ``…`` does before white space or behind a closing quote, since ``……`` is a pause more often than an end.
 
 White space behind a sentence belongs to it, up to the start of the next sentence's line: removing a span removes whole
@@ -122,9 +122,10 @@ def _behind_terminal(
 ) -> tuple[bool, int]:
     """Look at the run of terminals at i: (whether a sentence ends behind it, first byte behind it and its closers)."""
     width, kind = terminal_at(data, i, end)
-    stop, run, wide, hard, ellipsis = i, 0, False, False, True
+    stop, run, wide, hard, ellipsis, exclaims = i, 0, False, False, True, True
     while width > 0:
         run += 1
+        exclaims = exclaims and data[i] == 0x21
         wide = wide or kind == 4
         ellipsis = ellipsis and kind == 3
         hard = hard or kind == 2
@@ -158,8 +159,11 @@ def _behind_terminal(
     following, next_word, dash = what_follows(data, k, end, letters)
     if following == NEXT_END or (following == NEXT_LOWER and (quoted or dash)):
         return following == NEXT_END, i
+    hard = hard and not (exclaims and following == NEXT_LOWER)  # Oh! my dear
     if run > 1 or ellipsis:  # ... and … are pauses before lower case
         return hard or following != NEXT_LOWER, i
+    if exclaims:
+        return hard, i
     return hard or full_stop_ends(data, begin, stop, end, following, next_word, letters, words), i
 
 

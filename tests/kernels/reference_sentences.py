@@ -156,8 +156,12 @@ def behind_terminal(text: str, begin: int, i: int) -> tuple[bool, int]:
     following, after_at, dash = what_follows(text, k)
     if following == "end" or (following == "lower" and (quoted or dash)):
         return following == "end", i
+    exclaims = set(text[stop : stop + len(kinds)]) == {"!"}
+    hard = hard and not (exclaims and following == "lower")
     if len(kinds) > 1 or ellipsis:
         return hard or following != "lower", i
+    if exclaims:
+        return hard, i
     return hard or full_stop_ends(text, begin, stop, following, after_at), i
 
 

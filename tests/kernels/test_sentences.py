@@ -96,6 +96,7 @@ def test_a_sentence_starts_with_text(text: str) -> None:
         ],
         ["“你好。”", "他说。", "我们走吧！", "好的；", "再见……真的？", "是的！！", "数值为3.14。"],
         ["「行こう。」", "彼は言った。", "はい"],
+        ["Oh! my dear, come in!! ", "He did? ", "it is late."],
         ["What is ver. 2.0? ", "Use rustc. ", "It works\u2026 ", "Good."],
     ],
 )
