@@ -2,12 +2,14 @@
 
 One process cannot keep a fast GPU busy: tokenising takes it longer than the model takes. So each worker process opens
 the model on the same device and embeds its own row groups; the device runs what comes. Every row group is embedded by
-itself, so the bytes do not depend on how many processes there were.
+itself, so the bytes do not depend on how many processes there were. A worker keeps to its own core: twelve tokenizers
+and twelve torch pools with a thread for every core would spend the machine on switching.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from refinery.errors import ConfigError, DataError, SchemaError
 from refinery.gpu.embed import Embedder, resolve_device, worker_embedder
@@ -62,9 +65,17 @@ def embed_parquet(inputs: Sequence[str], job: EmbedJob, processes: int = 1) -> F
     if processes == 1:
         counted = [embed_group(job, *task) for task in tasks]
     else:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        # spawn: CUDA does not survive a fork
+        with multiprocessing.get_context("spawn").Pool(processes, start_worker, (threads,)) as pool:
             counted = pool.starmap(embed_group, [(job, *task) for task in tasks], chunksize=1)
     return FeedCounts(*(int(sum(values)) for values in zip(*counted, strict=True))) if counted else FeedCounts(0, 0, 0)
+
+
+def start_worker(threads: int) -> None:
+    """Bound the threads of a worker process: one for its tokenizer, some for what torch does on the CPU."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(threads)
 
 
 def _row_groups(inputs: Sequence[str], column: str) -> Iterator[tuple[int, int, str, int, int]]:
