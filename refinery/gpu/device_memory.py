@@ -11,7 +11,7 @@ import torch
 
 _UPLOAD_ROWS = 262_144
 _HEADROOM = 0.5
-"""Share of the free memory that one step may take: other worker processes and the allocator's own waste share the rest."""
+"""Share of the free memory that one step may take: other worker processes and the allocator's waste have the rest."""
 
 
 def free_bytes(device: str) -> int | None:

@@ -37,6 +37,7 @@ _CPU_BATCH_TOKENS = 4096
 _CUDA_BATCH_TOKENS = 131_072
 _IN_FLIGHT = 4  # batches that the device may be behind: enough to hide padding, few enough to bound pinned memory
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_MODEL_FILES = {".safetensors", ".json", ".txt", ".model"}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -167,8 +168,8 @@ class Embedder:
         except torch.OutOfMemoryError as error:
             if len(ids) == 1:
                 raise TransientError(
-                    f"{self.device} has no memory for one text of {len(ids[0])} tokens in model {self.name!r} ({error}); "
-                    "let fewer worker processes share the device, or set device: cpu"
+                    f"{self.device} has no memory for one text of {len(ids[0])} tokens in model {self.name!r} "
+                    f"({error}); let fewer worker processes share the device, or set device: cpu"
                 ) from error
         # The exception is gone here, and with it what its frames held.
         torch.cuda.empty_cache()
@@ -344,7 +345,7 @@ def model_state(model: str, revision: str | None = None) -> str:
     if not path.is_dir():
         return f"{model}@{revision}"
     digest = hashlib.sha256()
-    for file in sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in {".safetensors", ".json", ".txt", ".model"}):
+    for file in sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in _MODEL_FILES):
         digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())

@@ -10,7 +10,8 @@ before has 40 to 120 characters (hard-wrapped text) and does not end a sentence 
 
 Terminals. A run of ``. ! ? …`` with the closing quotes and brackets behind it ends a sentence before white space,
 unless what follows is lower case after a quote or a dash (direct speech) or an exclamation ("Oh! my dear"), or a full
-stop stands behind an initial, a listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with closing quotes end one anywhere;
+stop stands behind an initial, a listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with
+closing quotes end one anywhere;
 ``…`` does before white space or behind a closing quote, since ``……`` is a pause more often than an end.
 
 White space behind a sentence belongs to it, up to the start of the next sentence's line: removing a span removes whole

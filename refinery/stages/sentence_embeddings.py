@@ -27,7 +27,7 @@ from refinery.stages.task_resources import gpu_profile, task_gpu
 if TYPE_CHECKING:
     from refinery.stages.workspace import Run
 
-VECTORS_VERSION = 2
+VECTORS_VERSION = 3
 LANGUAGE_SAMPLE = 200
 """Sentences on which a model's knowledge of a language is checked."""
 _SAMPLE_PARTS = 4
@@ -142,7 +142,7 @@ def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
     settings = task.settings["embeddings"]
     path = part_files.part_path(task.workdir, STAGE, "vectors", part)
     _, table, _ = chosen_sentences(task, part, rate)
-    identity = [settings[k] for k in ("model", "revision", "device")]
+    identity = [task.model_state, settings["device"]]
     rows = fingerprint_of(*(table.column(c).to_pylist() for c in ("doc_id", "start", "end", "scope")))
     print_ = fingerprint_of("vectors", VECTORS_VERSION, identity, rows, task.upstream[part])
     found = part_files.found_part(path, print_)

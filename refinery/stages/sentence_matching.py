@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import CELLS, CENTROIDS, COMPARED, GUARDS, PAIRS, PART_SHIFT
+from refinery.errors import DataError
 from refinery.hashing import keyed_uint64, splitmix64_array
 from refinery.io import parts as part_files
 from refinery.kernels.components import greedy_keep
@@ -51,12 +52,26 @@ REMOVED = pa.schema(
 
 
 def unpacked_vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Return stored float16 rows as float32, shape (S, F), unit length again."""
+    """Return stored float16 rows as float32, shape (S, F), unit length again.
+
+    Raises:
+        DataError: rows of different lengths: vectors of two models.
+    """
     rows = column.to_pylist()
+    widths = {len(row) for row in rows}
+    _check_widths(widths)
     flat = np.frombuffer(b"".join(rows), dtype="<f2").astype(np.float32)
     vectors = flat.reshape(len(rows), -1) if rows else np.empty((0, 1), np.float32)
     norms = np.sqrt(np.einsum("sf,sf->s", vectors, vectors, dtype=np.float64))[:, None]
     return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def _check_widths(widths: set[int]) -> None:
+    if len(widths) > 1:
+        raise DataError(
+            f"stored vectors have {', '.join(str(w // 2) for w in sorted(widths))} features: two models made them; run "
+            "dedup_sentences with --force"
+        )
 
 
 def matched_sentences(
@@ -114,6 +129,7 @@ def train_cells(task: SentencesTask, parts: list[int]) -> part_files.PartFile | 
         ).to_numpy().view(np.uint64)
         drawn = keyed_uint64(task.seed, "cells", keys) <= bound
         sample.append(unpacked_vectors(table.filter(pa.array(drawn)).column("vector")))
+    _check_widths({2 * rows.shape[1] for rows in sample if len(rows)})
     vectors = np.concatenate([rows for rows in sample if len(rows)] or [np.empty((0, 1), np.float32)])
     num_cells = min(num_cells, len(vectors))
     if not num_cells:

@@ -58,6 +58,8 @@ class SentencesTask:
     upstream: dict[int, str]
     line_state: str = ""
     """Names the state of the line cuts, which sentences depend on; empty where lines are off."""
+    model_state: str = ""
+    """What the vectors are a function of beside the text: hash of the model's files; empty where embeddings are off."""
 
 
 class PartLayout(NamedTuple):
