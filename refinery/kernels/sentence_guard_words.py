@@ -50,7 +50,8 @@ _RU = (
 )
 _ENUMERATOR = re.compile(r"(?<!\w)([a-z]|[ivxl]{2,6})(?=\))")
 _PREFIXES = (
-    "un", "in", "im", "il", "ir", "dis", "non", "mis", "mal", "ab", "nicht", "miss", "dés", "dé", "mé", "не", "без", "бес",
+    "un", "in", "im", "il", "ir", "dis", "non", "mis", "mal", "ab", "nicht", "miss", "dés", "dé", "mé",
+    "не", "без", "бес",
 )  # fmt: skip
 _SUFFIXES = (("less", "ful"), ("los", "voll"), ("lose", "volle"), ("losen", "vollen"))
 _LEAST_STEM = 3

@@ -92,8 +92,9 @@ def test_plain_words_are_no_numbers(word: str) -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["eins", "zwei", "elf", "siebzehnten", "einundzwanzig", "zweihundertdreißig", "tausend", "vierte", "twentieth", "fifteen",
-     "seventeenth", "quatrième", "soixante", "пятнадцати", "двадцатого", "пятьсот", "третьего", "twelfth", "dezember"],
+    ["eins", "zwei", "elf", "siebzehnten", "einundzwanzig", "zweihundertdreißig", "tausend", "vierte", "twentieth",
+     "fifteen", "seventeenth", "quatrième",
+     "soixante", "пятнадцати", "двадцатого", "пятьсот", "третьего", "twelfth", "dezember"],
 )  # fmt: skip
 def test_number_words(word: str) -> None:
     assert is_number_word(word)
