@@ -3,8 +3,8 @@
     python benchmarks/sentences_planted.py [--sentences 60] [--guard-sentences 600] [--draw 1] [--show 0] [--out FILE]
 
 Sentences of 8 to 40 words are drawn by hash from novels, statutes, licences and manuals in English, German, French
-and Russian (REFINERY_SHARED/data), none of which the guard's word lists were written from. `--draw` picks one of two halves
-of the documents: rules were mended looking at draw 0, numbers are quoted from draw 1.
+and Russian (REFINERY_SHARED/data), none of which the guard's word lists were written from. `--draw` picks one of two
+halves of the documents: rules were mended looking at draw 0, numbers are quoted from draw 1.
 
 Edits, made by machine: two letters swapped, one doubled, one lost (each in a word without a capital, by hash), a word
 put in, an article lost. Changes: every number, number word, month or enumerator of a sentence replaced by another; a
@@ -13,8 +13,8 @@ negation put in, taken out, or made by a prefix (lawful / unlawful). Two counts:
 ``guard``: all changes of `--guard-sentences` sentences per language, as if every one of them were above the threshold:
 how many the guard would let pass. ``removed``: original, changes and edits of `--sentences` sentences per language
 through the model, cells, pairs, guard and keep rule, at 0.95 and at 0.9: edits above the threshold that go (recall),
-and changes that go (false removals). Languages of which the model reads more than 5 % of the tokens as unknown are left out
-and named. Exits 1 when a change goes, the guard lets one pass, or recall is below 0.95. Prints JSON.
+and changes that go (false removals). Languages of which the model reads more than 5 % of the tokens as unknown are
+left out and named. Exits 1 when a change goes, the guard lets one pass, or recall is below 0.95. Prints JSON.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ _PREFIXED = {
 _NUMBER_WORDS = {
     "en": "one two three four five six seven eight nine ten eleven fifteen twenty forty sixty hundred thousand million "
           "dozen first second third fourth fifth tenth half twice",
-    "de": "zwei drei vier fünf sechs sieben acht neun zehn zwölf dreizehn zwanzig zweiundzwanzig dreißig vierzig hundert "
-          "zweihundert tausend erste ersten zweite zweiten dritten vierten fünfte",
+    "de": "zwei drei vier fünf sechs sieben acht neun zehn zwölf dreizehn zwanzig zweiundzwanzig dreißig vierzig "
+          "hundert zweihundert tausend erste ersten zweite zweiten dritten vierten fünfte",
     "fr": "deux trois quatre cinq six sept huit neuf dix onze quinze vingt trente quarante soixante cent mille premier "
           "première second troisième quatrième cinquième",
     "ru": "два две три четыре пять шесть семь восемь девять десять одиннадцать пятнадцать двадцать тридцать сорок сто "
