@@ -9,6 +9,7 @@ Shape legend: S vectors, F features, K cells, P probed cells.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 import numpy as np
@@ -20,6 +21,7 @@ from refinery.gpu.embed import resolve_device
 from refinery.kernels.similarity import check_vectors
 
 BACKENDS = ("auto", "faiss", "torch", "numpy")
+_FAISS_BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
 _CHUNK_ROWS = 65_536
 _TRAIN_ROWS = 1 << 18  # bounds the widened copies of a chunk where cells are few
 _PRODUCT_CELLS = {"cuda": 1 << 30, "cpu": 1 << 24}
@@ -85,6 +87,8 @@ def _resolve_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise ConfigError(f"k-means backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     has_faiss = importlib.util.find_spec("faiss") is not None
+    if has_faiss and backend in ("auto", "faiss"):
+        _refuse_two_builds()
     if backend == "faiss" and not has_faiss:
         raise ConfigError("k-means backend 'faiss' is not installed; pip install faiss-cpu, or take backend 'numpy'")
     if backend == "torch":
@@ -94,6 +98,24 @@ def _resolve_backend(backend: str) -> str:
     if torch.cuda.is_available():
         return "torch"
     return "faiss" if has_faiss else "numpy"
+
+
+def _refuse_two_builds() -> None:
+    """Refuse two packages that write the same module: which half of which is imported is then a matter of chance."""
+    there = [name for name in _FAISS_BUILDS if _is_installed(name)]
+    if len(there) > 1:
+        raise ConfigError(
+            f"{' and '.join(there)} are both installed and share the module faiss; uninstall both, then install the "
+            "extra `cpu` or the extra `gpu`"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _train_faiss(vectors: np.ndarray, num_cells: int, iterations: int, seed: int) -> np.ndarray:
