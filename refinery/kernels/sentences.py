@@ -22,6 +22,7 @@ Shape legend: D documents, N bytes, S sentences.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numba
@@ -58,6 +59,9 @@ FORMAT_VERSION = 2
 
 WRAP_MIN_CHARS, WRAP_MAX_CHARS = 40, 120
 """A line in these bounds may be one of hard-wrapped prose; shorter are titles, longer are whole paragraphs."""
+
+
+_BLOCK = re.compile(r"[ \t\r]*(?:```|~~~|\|)|(?: {4}| {0,3}\t)")
 
 
 class SentenceSpans(NamedTuple):
@@ -292,6 +296,15 @@ def sentence_spans(views: TextViews) -> SentenceSpans:
     filled = doc_offsets[:-1][np.diff(doc_offsets) > 0]
     starts[filled] = 0
     return SentenceSpans(doc_offsets, starts, ends)
+
+
+def is_block(sentence: str) -> bool:
+    """Tell whether a sentence begins as a block does: fenced code, a table row, a line indented by four.
+
+    Blocks repeat as blocks or not at all. A model of sentences does not read them: ``let x`` and ``let mut x`` are the
+    same to it, and no guard knows the difference.
+    """
+    return _BLOCK.match(sentence) is not None
 
 
 def sentence_views(views: TextViews, spans: SentenceSpans) -> TextViews:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
-from refinery.kernels.sentences import normalised_hash, sentence_spans, sentence_views, window_hashes
+from refinery.kernels.sentences import is_block, normalised_hash, sentence_spans, sentence_views, window_hashes
 from refinery.kernels.text import TextViews, views_of
 from tests.kernels.reference_sentences import SPACES, sentence_ends
 
@@ -102,6 +102,15 @@ def test_a_sentence_starts_with_text(text: str) -> None:
 )
 def test_terminals(sentences: list[str]) -> None:
     assert _sentences("".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize(
+    ("sentence", "block"),
+    [("```rust\nlet x = 42;\n```", True), ("| a | b |\n", True), ("    return x\n", True), ("\tmake all\n", True),
+     ("Plain text.", False), ("  indented by two.", False), ("- an item", False), ("", False)],
+)  # fmt: skip
+def test_blocks_are_told_by_how_they_begin(sentence: str, block: bool) -> None:
+    assert is_block(sentence) is block
 
 
 @pytest.mark.parametrize(

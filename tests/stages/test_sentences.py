@@ -251,12 +251,14 @@ def test_what_is_no_sentence_is_counted_and_left_alone(spark, tmp_path):
         {"id": "huge", "text": "x" * 5_000_000 + " and y and z and w are here in one sentence"},
         {"id": "long", "text": " ".join(["word"] * 400) + "."},
         {"id": "short", "text": "Too short. Also this."},
+        {"id": "code", "text": "```rust\nlet a = one two three four five six seven eight nine;\n```\n"},
         {"id": "good", "text": " ".join(own("good", 3))},
     ]
     section = {"exact": True, "embeddings": {"device": "cpu", "max_words": 100}}
     facts = run(spark, values_of(tmp_path, rows, section)).facts["embeddings"]
     assert facts["num_embedded"] == 3
     assert facts["num_too_long"] == 2
+    assert facts["num_blocks"] == 1
     assert facts["num_too_short"] >= 2
 
 
