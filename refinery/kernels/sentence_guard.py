@@ -146,8 +146,9 @@ def features_veto(left: np.ndarray, right: np.ndarray) -> int:
     numbers, negations, duties, parties, agents = (a != b for a, b in zip(ours[0][:5], theirs[0][:5], strict=True))
     bits = NUMBERS * numbers | NEGATION * negations | DUTY * duties | NAMES * parties | ROLES * agents
     (_, names_a, a, order_a, related_a, against_a), (_, names_b, b, order_b, related_b, against_b) = ours, theirs
-    if set(against_a) & set(b).difference(a) or set(against_b) & set(a).difference(b):  # lawful / unlawful
-        bits |= NEGATION
+    counts_a, counts_b = Counter(a), Counter(b)
+    if any(counts_b[w] > counts_a[w] for w in against_a) or any(counts_a[w] > counts_b[w] for w in against_b):
+        bits |= NEGATION  # lawful / unlawful
     # A name that the other side writes in small letters is there all the same.
     if set(names_a).difference(b, names_b) or set(names_b).difference(a, names_a):
         bits |= NAMES

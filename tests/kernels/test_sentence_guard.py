@@ -67,6 +67,7 @@ def test_what_is_no_features_is_refused(bad) -> None:
     ("left", "right", "bit"),
     [
         ("The order of the court was lawful.", "The order of the court was unlawful.", NEGATION),
+        ("No direct and no indirect damage is paid.", "No direct and no direct damage is paid.", NEGATION),
         ("Such a treatment is harmful to children.", "Such a treatment is harmless to children.", NEGATION),
         ("Der Antrag ist zulässig und wird geprüft.", "Der Antrag ist unzulässig und wird geprüft.", NEGATION),
         ("Une telle mesure est possible en hiver.", "Une telle mesure est impossible en hiver.", NEGATION),
