@@ -9,8 +9,8 @@ sides get one at a time. A boundary is a position between two non-space characte
 convention (pysbd looks into no quotation, and behind ``...`` it knows Latin capitals only); Chinese on 。！？, since
 pysbd does not end a sentence at ；. Speed is UTF-8 bytes per CPU second of one thread, best of three, compilation left
 out. Exits 1 below 50 MB/s or when the F1 of a source is below 0.95. German statutes are printed and not gated: there
-pysbd ends sentences behind "Abs." and the day of a date ("§ 4 Abs. | 1"), so its boundaries are not the truth; --show
-lists them. Prints JSON.
+pysbd ends sentences behind "Abs." ("§ 4 Abs. | 1") and before the day of a date, so its boundaries are not the truth;
+--show lists them. Prints JSON.
 """
 
 from __future__ import annotations
