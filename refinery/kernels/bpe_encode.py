@@ -25,6 +25,7 @@ LINE_WORDS = 8
 MOST_KEY_BYTES = 31
 _ID_WORDS, _FIRST_ID, _COUNT = 3, 4, 7
 _SCRATCH = 4 * SHORT
+_NARROW_IDS = 1 << 16
 _EMPTY = np.uint64(0)
 _PRIMES = tuple(np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93))
 _ONE, _S3, _S16, _S32, _S56 = (np.uint64(n) for n in (1, 3, 16, 32, 56))
@@ -38,6 +39,8 @@ class EncodeState(NamedTuple):
     """uint64, shape (sets * 2 * LINE_WORDS,), its first byte at a multiple of 64: the cache."""
     shift: np.ndarray
     """uint64, shape (1,): a hash shifted right by it is a set's number."""
+    narrow: bool
+    """Lines hold ids of 16 bits, not of 32."""
     symbols: np.ndarray
     """int32: a pretoken's ids while they are joined."""
     values: np.ndarray
@@ -46,14 +49,14 @@ class EncodeState(NamedTuple):
     """int64, shape (3,): pretokens seen, not found in the cache, kept out of it."""
 
 
-def new_state(num_sets: int) -> EncodeState:
-    """Return an empty cache of `num_sets` times two lines of 64 bytes; `num_sets` is a power of two."""
+def new_state(num_sets: int, vocab_size: int) -> EncodeState:
+    """Return an empty cache of `num_sets`, a power of two, times two lines of 64 bytes."""
     raw = np.zeros((num_sets * 2 + 1) * LINE_WORDS, dtype=np.uint64)
     skipped = (-raw.ctypes.data % 64) // 8
     lines = raw[skipped : skipped + num_sets * 2 * LINE_WORDS]
     shift = np.array([64 - (num_sets.bit_length() - 1)], dtype=np.uint64)
     symbols, values = np.empty(_SCRATCH, dtype=np.int32), np.empty(SHORT + 1, dtype=np.uint64)
-    return EncodeState(lines, shift, symbols, values, np.zeros(3, dtype=np.int64))
+    return EncodeState(lines, shift, vocab_size <= _NARROW_IDS, symbols, values, np.zeros(3, dtype=np.int64))
 
 
 @njit(cache=True, inline="always")
@@ -133,10 +136,9 @@ def _join_and_keep(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one 
     """Write a pretoken's ids to ``out[size:]``; keep it in the set at `first`, unless that is negative."""
     symbols = state.symbols if stop - at <= _SCRATCH else np.empty(stop - at, dtype=np.int32)
     count = join_pretoken(data, at, stop, tables, symbols, state.values)
-    narrow = out.itemsize == 2  # noqa: PLR2004 - uint16
     state.totals[1] += 1
-    if first >= 0 and count <= (4 if narrow else 2) * _ID_WORDS:
-        _keep(state.lines, first, _key(data, at, stop - at), symbols, count, narrow)
+    if first >= 0 and count <= (4 if state.narrow else 2) * _ID_WORDS:
+        _keep(state.lines, first, _key(data, at, stop - at), symbols, count, state.narrow)
     else:
         state.totals[2] += 1
     for place in range(count):
@@ -160,8 +162,7 @@ def encode_documents(
     Returns: int64, shape (D + 1,): document i is ``out[bounds[i]:bounds[i + 1]]``.
     """
     bounds = np.zeros(len(offsets), dtype=np.int64)
-    narrow = out.itemsize == 2  # noqa: PLR2004 - uint16
-    lines, shift = state.lines, state.shift[0]
+    lines, shift, narrow = state.lines, state.shift[0], state.narrow
     size, seen = 0, 0
     for document in range(len(offsets) - 1):
         at, end = offsets[document], offsets[document + 1]

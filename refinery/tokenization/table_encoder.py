@@ -52,7 +52,7 @@ class TableEncoder:
         parsed = json.loads(definition)
         plain, max_digits = _pattern(parsed)
         self._tables = _tables(parsed, char_classes(plain=plain), max_digits)
-        self._state = new_state(cache_sets)
+        self._state = new_state(cache_sets, len(self._tables.token_starts) - 1)
 
     def encode(
         self, offsets: np.ndarray, data: np.ndarray, eos_id: int | None, dtype: np.dtype
