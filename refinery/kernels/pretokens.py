@@ -14,6 +14,7 @@ from refinery.kernels.pretoken_scan import pretoken_end
 from refinery.kernels.text import TextViews
 
 _LOAD = 0.6
+_S40 = np.uint64(40)
 
 
 class PretokenCounts(NamedTuple):
@@ -47,6 +48,38 @@ def same_bytes(one: np.ndarray, at: int, other: np.ndarray, start: int, size: in
     return True
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _add(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
+    data: np.ndarray,
+    at: int,
+    stop: int,
+    times: int,
+    size: int,
+    slots: np.ndarray,
+    table: np.ndarray,
+    arena: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Count a pretoken `times` more; return the number of distinct ones, -1 if an array is full."""
+    mask = np.uint64(len(slots) - 1)
+    slot = hash_bytes(data, at, stop) & mask
+    while True:
+        found = slots[slot]
+        if found < 0:
+            if size >= min(int(len(slots) * _LOAD), len(counts)) or table[size] + stop - at > len(arena):
+                return -1
+            slots[slot] = size
+            table[size + 1] = table[size] + stop - at
+            arena[table[size] : table[size + 1]] = data[at:stop]
+            counts[size] = times
+            return size + 1
+        start = table[found]
+        if table[found + 1] - start == stop - at and same_bytes(arena, start, data, at, stop - at):
+            counts[found] += times
+            return size
+        slot = (slot + np.uint64(1)) & mask
+
+
 @njit(cache=True, nogil=True)
 def _count(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
     offsets: np.ndarray,
@@ -60,37 +93,81 @@ def _count(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
     counts: np.ndarray,
 ) -> int:
     """Count from ``place`` = (document, byte) on; return the number of pretokens. Stops early when an array is full."""
-    mask = np.uint64(len(slots) - 1)
     size = place[2]
-    room = min(int(len(slots) * _LOAD), len(counts))
     while place[0] < len(offsets) - 1:
         end = offsets[place[0] + 1]
         at = max(place[1], offsets[place[0]])
         while at < end:
             stop = pretoken_end(data, at, end, classes, max_digits)
-            slot = hash_bytes(data, at, stop) & mask
-            while True:
-                found = slots[slot]
-                if found < 0:
-                    if size >= room or table[size] + stop - at > len(arena):
-                        place[1], place[2] = at, size
-                        return size
-                    slots[slot] = size
-                    table[size + 1] = table[size] + stop - at
-                    arena[table[size] : table[size + 1]] = data[at:stop]
-                    counts[size] = 1
-                    size += 1
-                    break
-                start = table[found]
-                if table[found + 1] - start == stop - at and same_bytes(arena, start, data, at, stop - at):
-                    counts[found] += 1
-                    break
-                slot = (slot + np.uint64(1)) & mask
+            added = _add(data, at, stop, 1, size, slots, table, arena, counts)
+            if added < 0:
+                place[1], place[2] = at, size
+                return size
+            size = added
             at = stop
         place[0] += 1
         place[1] = 0
     place[2] = size
     return size
+
+
+@njit(cache=True, nogil=True)
+def _count_counted(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
+    offsets: np.ndarray,
+    data: np.ndarray,
+    times: np.ndarray,
+    place: np.ndarray,
+    slots: np.ndarray,
+    table: np.ndarray,
+    arena: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Add counted pretokens from ``place[0]`` on; return the number of distinct ones. Stops when an array is full."""
+    size = place[2]
+    for word in range(place[0], len(times)):
+        added = _add(data, offsets[word], offsets[word + 1], times[word], size, slots, table, arena, counts)
+        if added < 0:
+            place[0], place[2] = word, size
+            return size
+        size = added
+    place[0], place[2] = len(times), size
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _buckets(offsets: np.ndarray, data: np.ndarray, num_buckets: int) -> np.ndarray:
+    found = np.empty(len(offsets) - 1, dtype=np.int64)
+    for word in range(len(found)):
+        # High bits: the low ones choose slots, and a bucket's pretokens must not share theirs.
+        found[word] = np.int64((hash_bytes(data, offsets[word], offsets[word + 1]) >> _S40) % np.uint64(num_buckets))
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _gathered(offsets: np.ndarray, data: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    out = np.empty(size, dtype=np.uint8)
+    at = 0
+    for word in order:
+        for place in range(offsets[word], offsets[word + 1]):
+            out[at] = data[place]
+            at += 1
+    return out
+
+
+def selected(counted: PretokenCounts, order: np.ndarray) -> PretokenCounts:
+    """Return the pretokens at these positions, int64, in this order."""
+    bounds = np.concatenate([[0], np.cumsum(np.diff(counted.offsets)[order])]).astype(np.int64)
+    return PretokenCounts(
+        bounds, _gathered(counted.offsets, counted.data, order, int(bounds[-1])), counted.counts[order]
+    )
+
+
+def split_by_hash(counted: PretokenCounts, num_buckets: int) -> list[PretokenCounts]:
+    """Split pretokens into buckets, the same pretoken always into the same, so that each can be summed alone."""
+    where = _buckets(counted.offsets, counted.data, num_buckets)
+    order = np.argsort(where, kind="stable")
+    bounds = np.searchsorted(where[order], np.arange(num_buckets + 1))
+    return [selected(counted, order[bounds[b] : bounds[b + 1]]) for b in range(num_buckets)]
 
 
 @njit(cache=True, nogil=True)
@@ -161,6 +238,17 @@ class PretokenCounter:
             if place[0] >= views.num_docs:
                 return
             self._grow(len(views.data))
+
+    def add_counted(self, counted: PretokenCounts) -> None:
+        """Add pretokens that were counted elsewhere."""
+        place = np.array([0, 0, self._size], dtype=np.int64)
+        while True:
+            self._size = int(
+                _count_counted(*counted, place, self._slots, self._table, self._arena, self._counts)
+            )
+            if place[0] >= len(counted.counts):
+                return
+            self._grow(int(np.diff(counted.offsets).max()))
 
     def _grow(self, longest: int) -> None:
         if self._size >= int(len(self._slots) * _LOAD):
