@@ -50,7 +50,7 @@ class EncodeState(NamedTuple):
 
 
 def new_state(num_sets: int, vocab_size: int) -> EncodeState:
-    """Return an empty cache of `num_sets`, a power of two, times two lines of 64 bytes."""
+    """Return an empty cache of `num_sets`, a power of two from 2 on, times two lines of 64 bytes."""
     raw = np.zeros((num_sets * 2 + 1) * LINE_WORDS, dtype=np.uint64)
     skipped = (-raw.ctypes.data % 64) // 8
     lines = raw[skipped : skipped + num_sets * 2 * LINE_WORDS]
