@@ -176,7 +176,7 @@ def growth(texts: Iterator[str], counter: PretokenCounter, marks: list[int]) -> 
     for text in texts:
         batch.append(text)
         total += len(text.encode())
-        if len(batch) >= 100 or total >= marks[len(found)]:  # noqa: PLR2004
+        if len(batch) >= 100 or total >= marks[len(found)]:
             counter.add(views_of(batch))
             batch = []
             while len(found) < len(marks) and total >= marks[len(found)]:

@@ -124,7 +124,7 @@ def _start(data: np.ndarray, at: int, stop: int, tables: JoinTables, symbols: np
     count, place = 0, at
     while place < stop:
         first = data[place]
-        if first < 0x80:  # noqa: PLR2004
+        if first < 0x80:
             symbols[count] = tables.byte_ids[first]
             place += 1
             count += 1

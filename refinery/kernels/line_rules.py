@@ -205,8 +205,9 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
     _judge(lines, compiled, 0, np.arange(len(docs)), state)
     verdicts = state.cut, state.bits, state.tripped
     found = _assemble(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
-    columns = (np.ascontiguousarray(found[:, k]) for k in range(6))
-    return LineFindings(*columns, state.trips, *_words(lines, compiled, state, views.num_docs))
+    of_docs, begins, ends, by_rule, done, bits = (np.ascontiguousarray(found[:, k]) for k in range(6))
+    cut_words, num_words = _words(lines, compiled, state, views.num_docs)
+    return LineFindings(of_docs, begins, ends, by_rule, done, bits, state.trips, cut_words, num_words)
 
 
 class _Lines(NamedTuple):
@@ -345,7 +346,7 @@ def _add_edits(
     """Add what edits took out of a line that stays, one span per run of bytes of one rule."""
     i = span[0]
     while i < span[1]:
-        rule = np.int64(owner[i])
+        rule = int(owner[i])
         first = i
         while i < span[1] and owner[i] == rule:
             i += 1

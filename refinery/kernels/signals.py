@@ -66,16 +66,17 @@ def signals(
 def signal_batch(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
     """Return the signals as a record batch of `signal_schema`; null where one was left out."""
     num_docs = len(columns[SIGNALS[0].name])
+    schema = signal_schema()
     arrays = [
-        pa.array(columns[spec.name]) if spec.name in columns else pa.nulls(num_docs, pa.from_numpy_dtype(spec.dtype))
-        for spec in (*SIGNALS, *DATATROVE_SIGNALS)
+        pa.array(columns[field.name]) if field.name in columns else pa.nulls(num_docs, field.type) for field in schema
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=signal_schema())
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def signal_schema() -> pa.Schema:
     """Return the Arrow schema of `signal_batch`: `SIGNALS`, then `DATATROVE_SIGNALS`, which may be null."""
-    return pa.schema([pa.field(spec.name, pa.from_numpy_dtype(spec.dtype)) for spec in (*SIGNALS, *DATATROVE_SIGNALS)])
+    columns = [(spec.name, spec.dtype) for spec in SIGNALS] + [(spec.name, spec.dtype) for spec in DATATROVE_SIGNALS]
+    return pa.schema([pa.field(name, pa.from_numpy_dtype(dtype)) for name, dtype in columns])
 
 
 def _column(spec: SignalSpec, counts: np.ndarray) -> np.ndarray:

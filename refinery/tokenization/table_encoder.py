@@ -89,7 +89,7 @@ def _pattern(parsed: dict[str, Any]) -> tuple[bool, int]:
         return True, GPT2_DIGITS
     split = steps[0]
     pattern = split.get("pattern", {}).get("Regex")
-    known = len(steps) == 2 and not last.get("use_regex", True) and split.get("type") == "Split"  # noqa: PLR2004
+    known = len(steps) == 2 and not last.get("use_regex", True) and split.get("type") == "Split"
     if not known or split.get("behavior") != "Isolated" or split.get("invert") or pattern not in _PATTERNS:
         raise UnknownLayoutError(f"its split pattern is none of the known ones: {str(pattern or steps)[:80]}")
     return _PATTERNS[pattern]
