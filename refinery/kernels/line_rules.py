@@ -352,7 +352,7 @@ def _add_edits(
             i += 1
         if rule >= 0:
             found = _room(found, count, 1)
-            _put(found, count, doc, (first - begin, i - begin), rule, EDITED, np.int64(1) << rule)
+            _put(found, count, doc, (first - begin, i - begin), rule, EDITED, int(np.int64(1) << rule))
             count += 1
     return found, count
 
