@@ -292,6 +292,8 @@ TOKENIZER_SAMPLE = _schema(
     ("text", pa.large_string(), False),
 )
 
+PRETOKENS = _schema(("pretoken", pa.large_binary(), False), ("occurrences", pa.int64(), False))
+
 SELECTION = _schema(("doc_id", pa.int64(), False), ("stream", pa.string(), True))
 
 TABLES: dict[str, pa.Schema] = {
@@ -336,6 +338,7 @@ TABLES: dict[str, pa.Schema] = {
     "frequencies": FREQUENCIES,
     "hits": HITS,
     "sample": TOKENIZER_SAMPLE,
+    "pretokens": PRETOKENS,
     "tokens": TOKENS,
     "selection": SELECTION,
 }

@@ -208,9 +208,12 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
     _judge(lines, compiled, 0, np.arange(len(docs)), state)
     verdicts = state.cut, state.bits, state.tripped
     found = _assemble(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
-    columns = (np.ascontiguousarray(found[:, k]) for k in range(6))
-    took, total = _words(lines, compiled, state, views.num_docs)
-    return LineFindings(*columns, state.trips, took, total, _open_lines(lines, state, views.num_docs))
+    of_docs, begins, ends, by_rule, done, bits = (np.ascontiguousarray(found[:, k]) for k in range(6))
+    cut_words, num_words = _words(lines, compiled, state, views.num_docs)
+    open_lines = _open_lines(lines, state, views.num_docs)
+    return LineFindings(
+        of_docs, begins, ends, by_rule, done, bits, state.trips, cut_words, num_words, open_lines
+    )  # fmt: skip
 
 
 class _Lines(NamedTuple):
@@ -359,13 +362,13 @@ def _add_edits(
     """Add what edits took out of a line that stays, one span per run of bytes of one rule."""
     i = span[0]
     while i < span[1]:
-        rule = np.int64(owner[i])
+        rule = int(owner[i])
         first = i
         while i < span[1] and owner[i] == rule:
             i += 1
         if rule >= 0:
             found = _room(found, count, 1)
-            _put(found, count, doc, (first - begin, i - begin), rule, EDITED, np.int64(1) << rule)
+            _put(found, count, doc, (first - begin, i - begin), rule, EDITED, int(np.int64(1) << rule))
             count += 1
     return found, count
 

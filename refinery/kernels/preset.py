@@ -27,6 +27,7 @@ from refinery.kernels.line_preset import line_rule
 from refinery.kernels.line_rules import LineRule
 from refinery.kernels.preset_checks import bounds, check_keys, check_unique, near, scope
 from refinery.kernels.signals_catalog import SIGNALS
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 
 CJK_MIN_FRAC = 0.3
 """Share of Han and kana from which a document counts as CJK; ChineseWebText's own bound for Chinese text is 0.30."""
@@ -127,7 +128,7 @@ def _preset(raw: Any, where: str) -> Preset:
         raise ConfigError(f"preset {name!r} has line rules, whose columns are named PRESET.SIGNAL; leave the dot out")
     line_rules = tuple(line_rule(entry, name, position) for position, entry in enumerate(lines))
     rules = tuple(_rule(entry, name, position, has_lines=bool(lines)) for position, entry in enumerate(entries))
-    check_unique([rule.name for rule in (*rules, *line_rules)])
+    check_unique([*(rule.name for rule in rules), *(line.name for line in line_rules)])
     return Preset(name, str(raw.get("doc", "")), rules, line_rules)
 
 
@@ -140,7 +141,8 @@ def _rule(raw: Any, preset: str, position: int, *, has_lines: bool) -> Rule:
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)} (text); every rule names its signal and its citation")
     where = f"rule {preset}.{raw['name']}"
-    known = [spec.name for spec in SIGNALS] + (list(LINE_SIGNALS) if has_lines else [])
+    known = [*(spec.name for spec in SIGNALS), *(spec.name for spec in DATATROVE_SIGNALS)]
+    known += LINE_SIGNALS if has_lines else ()
     signal = raw["signal"]
     if signal not in known:
         raise ConfigError(f"{where}: unknown signal {signal!r}{near(signal, known)}")

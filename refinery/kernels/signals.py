@@ -16,6 +16,7 @@ from refinery.kernels.char_classes import class_table, stop_words_zh
 from refinery.kernels.repetition import ngram_repetition, table_capacity
 from refinery.kernels.signals_catalog import SIGNALS, Count, SignalSpec
 from refinery.kernels.signals_chars import scan_chars
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.kernels.signals_lines import scan_lines, scan_paragraphs
 from refinery.kernels.signals_words import scan_words
 from refinery.kernels.text import TextViews
@@ -63,21 +64,19 @@ def signals(
 
 
 def signal_batch(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
-    """Return the signals as a record batch, columns in the order of `SIGNALS`; null where one was left out."""
+    """Return the signals as a record batch of `signal_schema`; null where one was left out."""
     num_docs = len(columns[SIGNALS[0].name])
-    return pa.RecordBatch.from_pydict(
-        {
-            spec.name: pa.array(columns[spec.name])
-            if spec.name in columns
-            else pa.nulls(num_docs, pa.from_numpy_dtype(spec.dtype))
-            for spec in SIGNALS
-        }
-    )
+    schema = signal_schema()
+    arrays = [
+        pa.array(columns[field.name]) if field.name in columns else pa.nulls(num_docs, field.type) for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def signal_schema() -> pa.Schema:
-    """Return the Arrow schema of `signal_batch`."""
-    return pa.schema([pa.field(spec.name, pa.from_numpy_dtype(spec.dtype)) for spec in SIGNALS])
+    """Return the Arrow schema of `signal_batch`: `SIGNALS`, then `DATATROVE_SIGNALS`, which may be null."""
+    columns = [(spec.name, spec.dtype) for spec in SIGNALS] + [(spec.name, spec.dtype) for spec in DATATROVE_SIGNALS]
+    return pa.schema([pa.field(name, pa.from_numpy_dtype(dtype)) for name, dtype in columns])
 
 
 def _column(spec: SignalSpec, counts: np.ndarray) -> np.ndarray:

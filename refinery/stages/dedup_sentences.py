@@ -28,6 +28,7 @@ from refinery.io.survivors import keep_mask, read_cuts, read_labels
 from refinery.kernels.cuts import as_ingested
 from refinery.kernels.lines import LINE_UNITS
 from refinery.kernels.sentence_joins import JoinedCuts, join_cuts
+from refinery.recipe import DedupSentences
 from refinery.stages.containment import find_contained
 from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
@@ -57,6 +58,7 @@ NAME = "dedup_sentences"
 ALGORITHM_VERSION = 3
 LINES_VERSION = 1
 EXACT, SIMILAR = "exact", "similar"
+MODEL = "embedding model"
 _MAX_KEEPERS = 8
 
 
@@ -87,12 +89,12 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     recipe_slice = {
         **section.model_dump(mode="json"), "keep": list(keep), "seed": recipe.seed, "sources": sources
     }  # fmt: skip
-    inputs = {m.stage: m.content_hash for m in upstream}
+    inputs = {m.stage: m.content_hash for m in upstream} | _models(section)
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    task = _task_of(run_, recipe_slice, upto, seen)
+    task = _task_of(run_, recipe_slice, upto, seen, inputs.get(MODEL, ""))
     parts = sorted(seen)
     contained_facts, contained = find_contained(run_, task, parts)
     line_facts = cut_lines(run_, task, parts)
@@ -121,10 +123,25 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     return commit_stage(run_, manifest, started)
 
 
-def _task_of(run_: Run, settings: dict[str, Any], upto: tuple[str, ...], seen: dict[int, str]) -> SentencesTask:
+def _models(section: DedupSentences) -> dict[str, str]:
+    """Return the hash of the embedding model, so that another model under the same name makes other vectors.
+
+    Raises:
+        ConfigError: the model is missing, has no safetensors, or no pinned revision.
+    """
+    if section.embeddings == "off":
+        return {}
+    from refinery.gpu.embed import model_state  # noqa: PLC0415 - torch, only where embeddings are on
+
+    return {MODEL: model_state(section.embeddings.model, section.embeddings.revision)}
+
+
+def _task_of(
+    run_: Run, settings: dict[str, Any], upto: tuple[str, ...], seen: dict[int, str], model: str
+) -> SentencesTask:
     lines = [settings["lines"], settings["exempt_domains"], sorted(seen.items())]
     state = fingerprint_of("lines", LINES_VERSION, lines) if settings["lines"] != "off" else ""
-    return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state)
+    return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state, model)
 
 
 def _removals(run_: Run, task: SentencesTask, parts: list[int], fingerprint: str) -> tuple[Removals, dict[str, Any]]:

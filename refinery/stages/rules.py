@@ -146,7 +146,7 @@ def decide_part(task: RulesTask, part: int) -> Decided:
     first = [(b & -b).bit_length() - 1 for b in bits.tolist()]
     reasons = pa.array([rules[i].name if i >= 0 else None for i in first], pa.string())
     decisions = decisions_table(table.column("doc_id"), entered, reasons, NAME, rule_bits=bits)
-    result = {
+    result: dict[str, Any] = {
         "cut_by_rule": [int(((bits >> i) & 1).sum()) for i in range(len(rules))],
         "cut_by_rule_alone": [int((bits == np.int64(1) << i).sum()) for i in range(len(rules))],
     }

@@ -24,6 +24,8 @@ from refinery.kernels.preset import CJK_MIN_FRAC, LINE_SIGNALS
 from refinery.kernels.segmentation import segment_han
 from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
 from refinery.kernels.signals import signal_batch, signal_schema, signals
+from refinery.kernels.signals_datatrove import ALGORITHM_VERSION as DATATROVE_VERSION
+from refinery.kernels.signals_datatrove import datatrove_signals
 from refinery.kernels.text import TextViews, text_views
 from refinery.stages.rules_task import RulesTask
 
@@ -60,6 +62,7 @@ def signals_fingerprint(task: RulesTask, part: int) -> str:
     """Return what the signals of one part are a function of: the text, and the words that they count."""
     told = [task.segmentation] if task.segmentation is not None else []
     told += [] if task.ngrams_before else ["without n-grams"]
+    told += ["datatrove", str(DATATROVE_VERSION)] if task.wants_datatrove else []
     return fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part], *told)
 
 
@@ -109,7 +112,7 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
         packed = pa.nulls(views.num_docs, pa.large_binary())
         if found is not None and boundaries is not None:
             packed = pack_boundaries(views, boundaries, found.has_han)
-        before = signals(views, boundaries, ngrams=task.ngrams_before)
+        before = _measure(task, views, boundaries, ngrams=task.ngrams_before)
         columns["signals"].append(signal_batch(before))
         columns["words"].append(packed)
         rows.append(piece.rows)
@@ -131,6 +134,14 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
         aligned = pa.Table.from_batches(columns[table], pa.schema(list(schema)[1:])).take(index)
         tables[table] = pa.table({"doc_id": ids, **{name: aligned.column(name) for name in aligned.column_names}})
     return {**tables, FOUND: pa.concat_tables(columns[FOUND])}
+
+
+def _measure(
+    task: RulesTask, views: TextViews, boundaries: np.ndarray | None, *, ngrams: bool
+) -> dict[str, np.ndarray]:
+    """Return the signals that the recipe's rules can ask for."""
+    found = signals(views, boundaries, ngrams=ngrams)
+    return found | datatrove_signals(views) if task.wants_datatrove else found
 
 
 def line_masks(task: RulesTask, labels: pa.Table, han_kana_frac: np.ndarray) -> np.ndarray:
@@ -164,7 +175,7 @@ def _left(
     np.add.at(lost, (docs, preset_of[findings.rules[cut]]), ends - starts)
     again = np.unique(docs) if task.ngrams_before else np.arange(views.num_docs)
     left = _shortened(views, boundaries, again, (docs, starts, ends))
-    after = signals(*left, ngrams=task.ngrams_left)
+    after = _measure(task, *left, ngrams=task.ngrams_left)
     columns = {}
     for name, values in after.items():  # without n-grams in both or in neither: no column is whole for some alone
         columns[name] = before[name].copy() if name in before else np.empty_like(values)

@@ -14,6 +14,7 @@ from refinery.kernels.preset_checks import check_unique
 from refinery.kernels.segmentation import ALGORITHM_VERSION as SEGMENTATION_VERSION
 from refinery.kernels.segmentation_dictionary import dictionary_identity
 from refinery.kernels.signals import NGRAM_SIGNALS
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.recipe import Recipe
 
 NOTHING_LEFT = Rule(
@@ -73,6 +74,12 @@ class RulesTask:
     def rules_identity(self) -> str:
         """Names the rules and where they hold."""
         return fingerprint_of(self.given.decided_by())
+
+    @property
+    def wants_datatrove(self) -> bool:
+        """Whether a rule asks for a signal over datatrove's words, which cost more than all others together."""
+        named = {spec.name for spec in DATATROVE_SIGNALS}
+        return any(rule.signal in named for rule in self.given.rules)
 
     @property
     def ngrams_before(self) -> bool:

@@ -11,6 +11,7 @@ from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.decide import MAX_RULES, decide
 from refinery.kernels.preset import LINE_SIGNALS, Rule, load_preset, load_rules, preset_names
 from refinery.kernels.signals import SIGNALS, signals
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.kernels.text import views_of
 
 EN = (
@@ -91,10 +92,10 @@ def test_missing_signal_and_unequal_columns_are_schema_errors() -> None:
 
 
 def test_every_preset_loads_and_cites() -> None:
-    names = {spec.name for spec in SIGNALS}
+    names = {spec.name for spec in (*SIGNALS, *DATATROVE_SIGNALS)}
     assert preset_names() == [
-        "c4", "c4_fineweb", "code", "dialogue", "fineweb", "fineweb2_zh", "gopher", "refinedweb_lines", "zh_lines",
-        "zh_web",
+        "c4", "c4_fineweb", "code", "dialogue", "fineweb", "fineweb2_zh", "fineweb_datatrove", "gopher",
+        "gopher_datatrove", "refinedweb_lines", "zh_lines", "zh_web",
     ]  # fmt: skip
     rules = load_rules(preset_names())
     own = {f"{name}.{signal}" for name in preset_names() for signal in LINE_SIGNALS}
