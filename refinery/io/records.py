@@ -136,8 +136,8 @@ class Split:
 
     def pack(self) -> bytes:
         """Return the split as compressed JSON: a plan of a million files travels to its tasks as some megabytes."""
-        fields = [[[f.path, f.name, f.size_bytes, f.version] for f in self.files]]
-        fields += [self.unit, self.start, self.end, list(self.items), self.estimated_bytes]  # type: ignore[list-item]
+        fields: list[Any] = [[[f.path, f.name, f.size_bytes, f.version] for f in self.files]]
+        fields += [self.unit, self.start, self.end, list(self.items), self.estimated_bytes]
         return zlib.compress(json.dumps(fields).encode(), 1)
 
     @staticmethod

@@ -76,7 +76,7 @@ def decode_document(
     """Write the code points (int32) and flags (uint16) of ``data[start:end]``; return how many there are."""
     count, i = 0, start
     while i < end:
-        code, width = np.int64(data[i]), 1
+        code, width = int(data[i]), 1
         if code >= 0x80:
             code, width = decode(data, i, end)
         codes[count] = code

@@ -44,7 +44,7 @@ def _lookup(codes: np.ndarray, start: int, end: int, specials: np.ndarray) -> in
     if value == np.uint64(0):
         value = np.uint64(1)
     mask = len(specials) - 1
-    slot = np.int64(value & np.uint64(mask))
+    slot = int(value & np.uint64(mask))
     while specials[slot, 0] != np.uint64(0):
         if specials[slot, 0] == value:
             return slot

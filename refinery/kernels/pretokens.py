@@ -1,28 +1,20 @@
-"""Cut UTF-8 into pretokens without a regular-expression engine, and count the distinct ones.
-
-The split pattern of our tokenizer recipes (GPT-4's shape, Han runs of at most four characters) is seven rules on
-character classes; read as a hand-written scanner it runs over bytes, with no text object per pretoken. That it cuts
-where the library's engine cuts is tested on generated and real text; the classes come from that engine itself.
+"""Count the distinct pretokens of UTF-8 text, cut by the scanners of `refinery.kernels.pretoken_scan`.
 
 Counting keeps each distinct pretoken once: an arena of bytes, an open-addressing table of 32-bit slots, and counts.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from refinery.kernels.pretoken_scan import pretoken_end
 from refinery.kernels.text import TextViews
 
-HAN, LETTER, NUMBER, SPACE, NEWLINE = 1, 2, 4, 8, 16
-"""Bits of a character's class: script Han; letter or mark (categories L and M); category N; white space; CR or LF."""
-
-_MAX_HAN_RUN = 4
 _LOAD = 0.6
-_QUOTE, _BLANK = 39, 32
-_LONG_S = (0xC5, 0xBF)  # U+017F, which matches "s" when letter case is ignored
+_S40 = np.uint64(40)
 
 
 class PretokenCounts(NamedTuple):
@@ -34,106 +26,6 @@ class PretokenCounts(NamedTuple):
     """uint8: UTF-8."""
     counts: np.ndarray
     """int64, shape (W,): occurrences."""
-
-
-@njit(cache=True, nogil=True)
-def _char(data: np.ndarray, at: int) -> tuple[Any, int]:
-    """Return (code point, bytes) of the character that starts at `at`."""
-    first = np.int64(data[at])
-    if first < 0x80:
-        return first, 1
-    if first < 0xE0:
-        return ((first & 0x1F) << 6) | (data[at + 1] & 0x3F), 2
-    second = np.int64(data[at + 1] & 0x3F)
-    if first < 0xF0:
-        return ((first & 0x0F) << 12) | (second << 6) | (data[at + 2] & 0x3F), 3
-    return ((first & 0x07) << 18) | (second << 12) | (np.int64(data[at + 2] & 0x3F) << 6) | (data[at + 3] & 0x3F), 4
-
-
-@njit(cache=True, nogil=True)
-def _run_end(data: np.ndarray, at: int, end: int, classes: np.ndarray, mask: int, value: int, most: int) -> int:
-    """Return where a run of at most `most` characters with ``class & mask == value`` ends."""
-    while at < end and most > 0:
-        code, size = _char(data, at)
-        if classes[code] & mask != value:
-            break
-        at += size
-        most -= 1
-    return at
-
-
-@njit(cache=True, nogil=True)
-def _contraction_end(data: np.ndarray, at: int, end: int) -> int:
-    """Return the end of 's, 'd, 'm, 't, 'll, 've or 're that starts at a quote, letter case ignored; `at` if none."""
-    if at + 1 >= end:
-        return at
-    first = data[at + 1] | 0x20
-    if data[at + 1] < 0x80 and first in (115, 100, 109, 116):
-        return at + 2
-    if at + 2 >= end:
-        return at
-    if data[at + 1] == _LONG_S[0] and data[at + 2] == _LONG_S[1]:
-        return at + 3
-    second = data[at + 2] | 0x20
-    if data[at + 1] >= 0x80 or data[at + 2] >= 0x80:
-        return at
-    if (first == 108 and second == 108) or (first in (118, 114) and second == 101):
-        return at + 3
-    return at
-
-
-@njit(cache=True, nogil=True)
-def pretoken_end(data: np.ndarray, at: int, end: int, classes: np.ndarray, max_digits: int) -> int:
-    """Return where the pretoken that starts at `at` ends.
-
-    Args:
-        data: uint8, valid UTF-8.
-        at: a pretoken's first byte, under `end`.
-        end: where the text ends.
-        classes: uint8, shape (0x110000,): bits by code point.
-        max_digits: characters of category N in one pretoken.
-    """
-    code, size = _char(data, at)
-    kind = classes[code]
-    if kind & HAN:
-        return _run_end(data, at, end, classes, HAN, HAN, _MAX_HAN_RUN)
-    if code == _QUOTE:
-        stop = _contraction_end(data, at, end)
-        if stop > at:
-            return stop
-    # Letters, with one character of another kind before them.
-    first = at if kind & LETTER else at + size
-    if not kind & (NUMBER | NEWLINE):
-        stop = _run_end(data, first, end, classes, LETTER | HAN, LETTER, end - at)
-        if stop > first:
-            return stop
-    if kind & NUMBER:
-        return _run_end(data, at, end, classes, NUMBER, NUMBER, max_digits)
-    if code == _BLANK or not kind & SPACE:
-        first = at + 1 if code == _BLANK else at
-        stop = _run_end(data, first, end, classes, SPACE | LETTER | NUMBER, 0, end - at)
-        if stop > first:
-            return _run_end(data, stop, end, classes, NEWLINE, NEWLINE, end - at)
-    return _white_end(data, at, end, classes)
-
-
-@njit(cache=True, nogil=True)
-def _white_end(data: np.ndarray, at: int, end: int, classes: np.ndarray) -> int:
-    """Cut white space: through its last line end; else all but its last character, which a word takes along."""
-    stop, last, through = at, at, at
-    while stop < end:
-        code, size = _char(data, stop)
-        if not classes[code] & SPACE:
-            break
-        last = stop
-        stop += size
-        if classes[code] & NEWLINE:
-            through = stop
-    if through > at:
-        return through
-    if stop == end or last == at:
-        return stop
-    return last
 
 
 @njit(cache=True, nogil=True)
@@ -156,6 +48,38 @@ def same_bytes(one: np.ndarray, at: int, other: np.ndarray, start: int, size: in
     return True
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _add(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
+    data: np.ndarray,
+    at: int,
+    stop: int,
+    times: int,
+    size: int,
+    slots: np.ndarray,
+    table: np.ndarray,
+    arena: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Count a pretoken `times` more; return the number of distinct ones, -1 if an array is full."""
+    mask = np.uint64(len(slots) - 1)
+    slot = hash_bytes(data, at, stop) & mask
+    while True:
+        found = slots[slot]
+        if found < 0:
+            if size >= min(int(len(slots) * _LOAD), len(counts)) or table[size] + stop - at > len(arena):
+                return -1
+            slots[slot] = size
+            table[size + 1] = table[size] + stop - at
+            arena[table[size] : table[size + 1]] = data[at:stop]
+            counts[size] = times
+            return size + 1
+        start = table[found]
+        if table[found + 1] - start == stop - at and same_bytes(arena, start, data, at, stop - at):
+            counts[found] += times
+            return size
+        slot = (slot + np.uint64(1)) & mask
+
+
 @njit(cache=True, nogil=True)
 def _count(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
     offsets: np.ndarray,
@@ -169,37 +93,81 @@ def _count(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
     counts: np.ndarray,
 ) -> int:
     """Count from ``place`` = (document, byte) on; return the number of pretokens. Stops early when an array is full."""
-    mask = np.uint64(len(slots) - 1)
     size = place[2]
-    room = min(int(len(slots) * _LOAD), len(counts))
     while place[0] < len(offsets) - 1:
         end = offsets[place[0] + 1]
         at = max(place[1], offsets[place[0]])
         while at < end:
             stop = pretoken_end(data, at, end, classes, max_digits)
-            slot = hash_bytes(data, at, stop) & mask
-            while True:
-                found = slots[slot]
-                if found < 0:
-                    if size >= room or table[size] + stop - at > len(arena):
-                        place[1], place[2] = at, size
-                        return size
-                    slots[slot] = size
-                    table[size + 1] = table[size] + stop - at
-                    arena[table[size] : table[size + 1]] = data[at:stop]
-                    counts[size] = 1
-                    size += 1
-                    break
-                start = table[found]
-                if table[found + 1] - start == stop - at and same_bytes(arena, start, data, at, stop - at):
-                    counts[found] += 1
-                    break
-                slot = (slot + np.uint64(1)) & mask
+            added = _add(data, at, stop, 1, size, slots, table, arena, counts)
+            if added < 0:
+                place[1], place[2] = at, size
+                return size
+            size = added
             at = stop
         place[0] += 1
         place[1] = 0
     place[2] = size
     return size
+
+
+@njit(cache=True, nogil=True)
+def _count_counted(  # noqa: PLR0913, PLR0917 - a kernel over the arrays of one table
+    offsets: np.ndarray,
+    data: np.ndarray,
+    times: np.ndarray,
+    place: np.ndarray,
+    slots: np.ndarray,
+    table: np.ndarray,
+    arena: np.ndarray,
+    counts: np.ndarray,
+) -> int:
+    """Add counted pretokens from ``place[0]`` on; return the number of distinct ones. Stops when an array is full."""
+    size = place[2]
+    for word in range(place[0], len(times)):
+        added = _add(data, offsets[word], offsets[word + 1], times[word], size, slots, table, arena, counts)
+        if added < 0:
+            place[0], place[2] = word, size
+            return size
+        size = added
+    place[0], place[2] = len(times), size
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _buckets(offsets: np.ndarray, data: np.ndarray, num_buckets: int) -> np.ndarray:
+    found = np.empty(len(offsets) - 1, dtype=np.int64)
+    for word in range(len(found)):
+        # High bits: the low ones choose slots, and a bucket's pretokens must not share theirs.
+        found[word] = np.int64((hash_bytes(data, offsets[word], offsets[word + 1]) >> _S40) % np.uint64(num_buckets))
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _gathered(offsets: np.ndarray, data: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    out = np.empty(size, dtype=np.uint8)
+    at = 0
+    for word in order:
+        for place in range(offsets[word], offsets[word + 1]):
+            out[at] = data[place]
+            at += 1
+    return out
+
+
+def selected(counted: PretokenCounts, order: np.ndarray) -> PretokenCounts:
+    """Return the pretokens at these positions, int64, in this order."""
+    bounds = np.concatenate([[0], np.cumsum(np.diff(counted.offsets)[order])]).astype(np.int64)
+    return PretokenCounts(
+        bounds, _gathered(counted.offsets, counted.data, order, int(bounds[-1])), counted.counts[order]
+    )
+
+
+def split_by_hash(counted: PretokenCounts, num_buckets: int) -> list[PretokenCounts]:
+    """Split pretokens into buckets, the same pretoken always into the same, so that each can be summed alone."""
+    where = _buckets(counted.offsets, counted.data, num_buckets)
+    order = np.argsort(where, kind="stable")
+    bounds = np.searchsorted(where[order], np.arange(num_buckets + 1))
+    return [selected(counted, order[bounds[b] : bounds[b + 1]]) for b in range(num_buckets)]
 
 
 @njit(cache=True, nogil=True)
@@ -270,6 +238,17 @@ class PretokenCounter:
             if place[0] >= views.num_docs:
                 return
             self._grow(len(views.data))
+
+    def add_counted(self, counted: PretokenCounts) -> None:
+        """Add pretokens that were counted elsewhere."""
+        place = np.array([0, 0, self._size], dtype=np.int64)
+        while True:
+            self._size = int(
+                _count_counted(*counted, place, self._slots, self._table, self._arena, self._counts)
+            )
+            if place[0] >= len(counted.counts):
+                return
+            self._grow(int(np.diff(counted.offsets).max()))
 
     def _grow(self, longest: int) -> None:
         if self._size >= int(len(self._slots) * _LOAD):

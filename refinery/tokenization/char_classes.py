@@ -10,9 +10,12 @@ import functools
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
-from refinery.kernels.pretokens import HAN, LETTER, NEWLINE, NUMBER, SPACE
+from refinery.kernels.pretoken_scan import HAN, LETTER, NEWLINE, NUMBER, SPACE
 
 _CLASSES = {HAN: r"\p{Han}", LETTER: r"[\p{L}\p{M}]", NUMBER: r"\p{N}", SPACE: r"\s", NEWLINE: r"[\r\n]"}
+"""Of our recipes' patterns: Han has runs of its own, marks are letters."""
+_PLAIN_CLASSES = {LETTER: r"\p{L}", NUMBER: r"\p{N}", SPACE: r"\s", NEWLINE: r"[\r\n]"}
+"""Of GPT-2's pattern and GPT-4's family."""
 _SURROGATES = (0xD800, 0xE000)
 _SLICE = 1 << 13
 _PLANES = ((0, 0x33480), (0xE0000, 0xE0200))
@@ -20,12 +23,16 @@ _PLANES = ((0, 0x33480), (0xE0000, 0xE0200))
 
 
 @functools.cache
-def char_classes() -> np.ndarray:
-    """Return the class bits of every code point, uint8, shape (0x110000,), read-only."""
+def char_classes(*, plain: bool = False) -> np.ndarray:
+    """Return the class bits of every code point, uint8, shape (0x110000,), read-only.
+
+    Args:
+        plain: of patterns that know neither Han nor marks; those of our recipes by default.
+    """
     classes = np.zeros(0x110000, dtype=np.uint8)
     codes = np.concatenate([np.arange(*span) for span in _PLANES])
     codes = codes[(codes < _SURROGATES[0]) | (codes >= _SURROGATES[1])]
-    for bit, pattern in _CLASSES.items():
+    for bit, pattern in (_PLAIN_CLASSES if plain else _CLASSES).items():
         # Joined runs: matches and what lies between them in turn, about a thousand pieces instead of 200,000.
         splitter = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "isolated")
         single = pre_tokenizers.Split(Regex(pattern), "removed")

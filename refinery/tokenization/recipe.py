@@ -47,7 +47,7 @@ def _cl100k_like(digits: str) -> str:
     )
 
 
-_SPLIT_PATTERNS = {
+SPLIT_PATTERNS = {
     "gpt4_digits3": _cl100k_like(r"\p{N}{1,3}"),  # numbers in groups of up to three from the left, as cl100k
     "gpt4_digits1": _cl100k_like(r"\p{N}"),  # every digit alone, as LLaMA
 }
@@ -105,7 +105,7 @@ class TokenizerRecipe(BaseModel):
     @property
     def pattern(self) -> str:
         """The regular expression that cuts text into pretokens."""
-        return _SPLIT_PATTERNS[self.split_pattern]
+        return SPLIT_PATTERNS[self.split_pattern]
 
     def canonical_json(self) -> str:
         """Return the recipe as JSON with sorted keys, the pattern written out: what `sha256` covers."""
@@ -155,8 +155,8 @@ def recipe_from_mapping(content: Mapping[str, Any], where: str = "tokenizer reci
             for item in error.errors()
         )
         raise ConfigError(f"{where}: {problems}") from error
-    if recipe.split_pattern not in _SPLIT_PATTERNS:
-        names = list(_SPLIT_PATTERNS)
+    if recipe.split_pattern not in SPLIT_PATTERNS:
+        names = list(SPLIT_PATTERNS)
         nearest = _nearest(recipe.split_pattern, names)
         raise ConfigError(
             f"{where}: unknown split_pattern {recipe.split_pattern!r}{nearest}; known: {', '.join(names)}"

@@ -23,6 +23,7 @@ from refinery.errors import ConfigError, DataError
 from refinery.kernels.bpe_merges import Merges, learn_merges
 from refinery.kernels.pretokens import PretokenCounter, PretokenCounts
 from refinery.kernels.text import text_views
+from refinery.tokenization.byte_level import spelt
 from refinery.tokenization.char_classes import char_classes
 from refinery.tokenization.info import TokenizerInfo, auto_config, describe, write_tokenizer
 from refinery.tokenization.recipe import TokenizerRecipe
@@ -185,7 +186,7 @@ def train_counted(sample: CountedSample, recipe: TokenizerRecipe, out_dir: str |
     names = [*recipe.all_special_tokens, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     pretokens = sample.pretokens
     merges = learn_merges(
-        *(pretokens.offsets, pretokens.data, pretokens.counts, [_spelt(name) for name in names]),
+        *(pretokens.offsets, pretokens.data, pretokens.counts, [spelt(name) for name in names]),
         *(recipe.vocab_size, recipe.min_frequency),
     )
     pairs = _named(names, merges)
@@ -223,23 +224,6 @@ def _origin(sample: CountedSample, recipe: TokenizerRecipe, merges: Merges) -> d
         "num_merge_conflicts": len(merges.ids) - len(np.unique(merges.ids)),
         "tokenizers_version": tokenizers.__version__,
     }
-
-
-def _byte_of() -> dict[str, int]:
-    """Return the byte that each character of the byte-level alphabet stands for.
-
-    Printable Latin-1 stands for itself; the 68 other bytes, in order, are the characters from U+0100 on (GPT-2's map).
-    """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own = {char: ord(char) for char in alphabet if ord(char) < 256}
-    others = sorted(set(range(256)) - set(own.values()))
-    return own | dict(zip(alphabet[len(own) :], others, strict=True))
-
-
-def _spelt(name: str) -> bytes:
-    """Return the bytes that a token's name stands for; empty for a name that no bytes have."""
-    known = _byte_of()
-    return bytes(known[char] for char in name) if all(char in known for char in name) else b""
 
 
 def _named(names: list[str], merges: Merges) -> list[tuple[str, str]]:

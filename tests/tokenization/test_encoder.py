@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from refinery.errors import ConfigError, DataError
 from refinery.kernels.text import TextViews, text_views, views_of
-from refinery.tokenization import encode
+from refinery.tokenization import engines
 from refinery.tokenization.encode import Encoder, id_dtype, open_encoder
 from refinery.tokenization.info import adopt_tokenizer, plain_tokenizer
 
@@ -214,25 +214,36 @@ def _library_of(folder: Path) -> Tokenizer:
     return _OPENED[folder]
 
 
+def _wrong_kernel(_kernel: object, offsets: np.ndarray, data: np.ndarray, _eos: object, dtype: np.dtype) -> tuple:
+    return offsets, data.astype(dtype)
+
+
+class _WrongKitoken:
+    @staticmethod
+    def from_tokenizers(_definition: bytes) -> _WrongKitoken:
+        return _WrongKitoken()
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(char) % 256 for char in text]
+
+
+@pytest.mark.parametrize("expected", ["kitoken", "tokenizers"])
 def test_an_unproven_engine_is_not_used(
-    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    expected: str, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Wrong:
-        @staticmethod
-        def from_tokenizers(_definition: bytes) -> Wrong:
-            return Wrong()
-
-        def encode(self, text: str) -> list[int]:
-            return [ord(char) % 256 for char in text]
-
-    monkeypatch.setattr(encode, "Kitoken", Wrong)
+    monkeypatch.setattr(engines.TableEncoder, "encode", _wrong_kernel)
+    if expected == "tokenizers":
+        monkeypatch.setattr(engines, "Kitoken", _WrongKitoken)
     adopt_tokenizer(tokenizer_dir, tmp_path)
     with caplog.at_level(logging.INFO, logger="refinery"):
         encoder = open_encoder(tmp_path)
-    assert encoder.engine == "tokenizers"
-    assert "engine tokenizers, kitoken gives other ids" in caplog.text
+    monkeypatch.undo()
+    assert encoder.engine == expected
+    assert f"engine {expected}, kitoken gives" in caplog.text
+    assert "our kernel gives other ids than the library on proof text 0" in caplog.text
     texts = ["one two", "", "三 <|endoftext|>"] * 5
     fast = open_encoder(tokenizer_dir)
+    assert fast.engine == "kernel"
     for append_eos in (True, False):
         ours, theirs = (which.encode_batch(views_of(texts), append_eos=append_eos) for which in (encoder, fast))
         assert np.array_equal(ours.ids, theirs.ids)

@@ -37,7 +37,7 @@ def test_it_loads_here_and_in_transformers() -> None:
     text = "第一条　为了保护民事主体的合法权益，in Python: len('汉字') == 2\n"
     ids = encoder.encode_text(text)
     assert encoder.decode(ids) == text
-    assert (encoder.info.vocab_size, encoder.dtype.name, encoder.engine) == (32768, "uint16", "kitoken")
+    assert (encoder.info.vocab_size, encoder.dtype.name, encoder.engine) == (32768, "uint16", "kernel")
     transformers = pytest.importorskip("transformers")
     loaded = transformers.AutoTokenizer.from_pretrained(str(FOLDER))
     assert loaded.encode(text, add_special_tokens=False) == ids.tolist()
