@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refinery.kernels.bpe_encode import encode_documents, new_state
-from refinery.kernels.bpe_join import JoinTables, pair_table, token_table
+from refinery.kernels.bpe_join import JoinTables, inner_bytes, pair_table, token_table
 from refinery.kernels.char_starts import char_starts
 from refinery.kernels.pretoken_scan import GPT2_DIGITS
 from refinery.tokenization.byte_level import byte_of, spelt
@@ -89,7 +89,7 @@ def _pattern(parsed: dict[str, Any]) -> tuple[bool, int]:
         return True, GPT2_DIGITS
     split = steps[0]
     pattern = split.get("pattern", {}).get("Regex")
-    known = len(steps) == 2 and not last.get("use_regex", True) and split.get("type") == "Split"  # noqa: PLR2004
+    known = len(steps) == 2 and not last.get("use_regex", True) and split.get("type") == "Split"
     if not known or split.get("behavior") != "Isolated" or split.get("invert") or pattern not in _PATTERNS:
         raise UnknownLayoutError(f"its split pattern is none of the known ones: {str(pattern or steps)[:80]}")
     return _PATTERNS[pattern]
@@ -138,4 +138,5 @@ def _tables(parsed: dict[str, Any], classes: np.ndarray, max_digits: int) -> Joi
         token_starts=starts,
         token_bytes=token_bytes,
         token_slots=token_table(starts, token_bytes),
+        inner=inner_bytes(starts, token_bytes),
     )
