@@ -20,7 +20,7 @@ def plan_budget(  # noqa: PLR0913, PLR0917 - typer reads a command's options fro
     tokens: Annotated[float | None, typer.Option(help="training tokens D")] = None,
     continual: Annotated[bool, typer.Option("--continual", help="continued from a checkpoint of other text")] = False,
     fit_file: Annotated[Path | None, typer.Option("--fit", help="JSON of `plan fit --out`")] = None,
-    law: Annotated[str, typer.Option(help="published law: besiroglu, hoffmann, scratch-2407 or cpt-2407")] = "",
+    law: Annotated[str, typer.Option(help="chinchilla-refit, besiroglu, hoffmann, scratch-2407 or cpt-2407")] = "",
     hardware: Annotated[str, typer.Option(help="a100, h100, h200, b200 or l40s")] = "h100",
     cards: Annotated[int, typer.Option(help="cards beside each other")] = 1,
     mfu: Annotated[float, typer.Option(help="share of the bfloat16 peak that training reaches")] = 0.4,
@@ -39,7 +39,7 @@ def plan_budget(  # noqa: PLR0913, PLR0917 - typer reads a command's options fro
     from refinery.scaling.budget_plan import BudgetRequest, plan_budget, plan_text  # noqa: PLC0415
     from refinery.scaling.fit_file import published_law, read_law  # noqa: PLC0415
 
-    chosen = read_law(fit_file) if fit_file else published_law(law or ("cpt-2407" if continual else "besiroglu"))
+    chosen = read_law(fit_file) if fit_file else published_law(law or ("cpt-2407" if continual else "chinchilla-refit"))
     if continual and not chosen.continual:
         raise ConfigError(f"{chosen.source} is a law from scratch; fit runs with `plan fit --scratch FIT.json`")
     asked = BudgetRequest(

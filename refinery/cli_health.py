@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from refinery.stages.examine import Sample
 
 
 def health(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its parameters
@@ -29,6 +34,7 @@ def health(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
     from refinery.report.tokenizer_page import write_health  # noqa: PLC0415
     from refinery.stages.examine import examine, texts_of_files, texts_of_run  # noqa: PLC0415
 
+    samples: Iterator[Sample] | Sequence[Sample]
     if run is not None:
         samples = texts_of_run(str(run))
     else:

@@ -132,8 +132,8 @@ def plan_optimal(
     params: Annotated[float | None, typer.Option(help="parameters N without embeddings")] = None,
     fit_file: Annotated[Path | None, typer.Option("--fit", help="JSON of `plan fit --out`")] = None,
     law: Annotated[
-        str, typer.Option(help="published law: besiroglu, hoffmann, scratch-2407 or cpt-2407")
-    ] = "besiroglu",
+        str, typer.Option(help="chinchilla-refit, besiroglu, hoffmann, scratch-2407 or cpt-2407")
+    ] = "chinchilla-refit",
     max_extrapolation: Annotated[
         float, typer.Option(help="refuse plans beyond this many times the fitted runs")
     ] = 10.0,

@@ -90,7 +90,7 @@ class TestPlan:
         assert both["loss_given_up_nats"] > 0
         assert both["loss_nats"] > size["loss_nats"]
 
-    @pytest.mark.parametrize("law", ["hoffmann", "besiroglu", "scratch-2407", "cpt-2407"])
+    @pytest.mark.parametrize("law", ["chinchilla-refit", "hoffmann", "besiroglu", "scratch-2407", "cpt-2407"])
     def test_every_published_law_plans(self, refinery, law):
         code, shown, _ = refinery("plan", "optimal", "--flops", 1e21, "--law", law)
         assert code == 0

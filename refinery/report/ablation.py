@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from refinery import __version__
 from refinery.io import storage
-from refinery.report import charts, visible
+from refinery.report import charts
+from refinery.report.html import render_page
 from refinery.scaling.ablation import AVERAGE, Comparison, Difference, compare
 from refinery.stages.ablate import AblationResult, Measured
 
@@ -165,30 +165,17 @@ def write_ablation(folder: Path, result: AblationResult) -> dict[str, Any]:
 
 def render(body: dict[str, Any]) -> str:
     """Return the page of an ablation as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": visible.number,
-        "plain": visible.plain,
-        "duration": visible.duration,
-        "size": visible.size,
-    }
     names = list(next(iter(body["bits_per_byte"]["means"].values())))
-    return environment.get_template("ablation.html").render(
-        body=body,
-        names=names,
-        units=UNITS,
-        findings=findings(body),
-        interval_text=interval_text,
-        pictures={name: _picture(body, name) for name in names},
-        average=AVERAGE,
-        version=__version__,
-    )
+    values = {
+        "body": body,
+        "names": names,
+        "units": UNITS,
+        "findings": findings(body),
+        "interval_text": interval_text,
+        "pictures": {name: _picture(body, name) for name in names},
+        "average": AVERAGE,
+    }
+    return render_page("ablation.html", values)
 
 
 def _picture(body: dict[str, Any], name: str) -> Markup:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from refinery import __version__
 from refinery.io import storage
-from refinery.report import charts, visible
+from refinery.report import charts
+from refinery.report.html import render_page
 from refinery.scaling.cpt import CptFit
 from refinery.scaling.parametric import Fit
 from refinery.scaling.plan import MAX_EXTRAPOLATION
@@ -32,25 +31,16 @@ def write_fit_page(
         body: from `fit_file.fit_json`.
         runs: N, D and losses that were fitted, each of shape (R,).
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plain": visible.plain, "size": visible.size, "number": visible.number}
-    page = environment.get_template("fit.html").render(
-        body=body,
-        form="E + A / N^alpha + B / (D^beta N^gamma)" if isinstance(law, CptFit) else "E + A / N^alpha + B / D^beta",
-        curves=_curves(law, runs),
-        residuals=_residuals(law, runs),
-        spread=float(np.std(law.residuals)),
-        short=charts.short_number,
-        max_extrapolation=MAX_EXTRAPOLATION,
-        version=__version__,
-    )
-    storage.write_atomic(str(path), page.encode())
+    values = {
+        "body": body,
+        "form": "E + A / N^alpha + B / (D^beta N^gamma)" if isinstance(law, CptFit) else "E + A / N^alpha + B / D^beta",
+        "curves": _curves(law, runs),
+        "residuals": _residuals(law, runs),
+        "spread": float(np.std(law.residuals)),
+        "short": charts.short_number,
+        "max_extrapolation": MAX_EXTRAPOLATION,
+    }
+    storage.write_atomic(str(path), render_page("fit.html", values).encode())
 
 
 def _curves(law: Fit | CptFit, runs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Markup:

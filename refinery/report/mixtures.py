@@ -60,7 +60,7 @@ def search_mix(asked: MixQuestion, train: Train) -> dict[str, Any]:
             "raise --mixtures (three times the domains is better)"
         )
     first = _inside(np.array([asked.recipe_shares.get(d, 0.0) for d in domains]), asked.bounds, domains)
-    table = simplex_mixtures(asked.num, [asked.bounds[d] for d in domains], asked.seed, first)
+    table = simplex_mixtures(asked.num, [asked.bounds[d] for d in domains], asked.seed, first.tolist())
     named = {
         name: dict(zip(domains, row.tolist(), strict=True))
         for name, row in zip(mixture_names(asked.num), table, strict=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from refinery import __version__
 from refinery.io import storage
 from refinery.recipe import Recipe
 from refinery.report import charts, visible
@@ -21,6 +18,7 @@ from refinery.report.collect import DIMENSIONS, collect
 from refinery.report.cut_samples import read_cut_samples
 from refinery.report.facts import Drop, RunFacts, Training
 from refinery.report.hit_samples import MAX_HITS, HitSample, read_hit_samples
+from refinery.report.html import render_page
 from refinery.report.samples import Sample, Spared, read_samples
 from refinery.report.summary import advice, as_json, removals, sentences, stem, stream_title
 from refinery.report.thresholds import read_spared
@@ -31,7 +29,6 @@ MAX_COLUMNS = 12
 """Sources, domains or languages beside each other in one table."""
 MAX_HISTOGRAMS = 12
 """Rules whose threshold is drawn: those that removed most."""
-_TEMPLATE = "report.html"
 _NOT_A_JUDGEMENT = frozenset({"mix.over_ceiling", "mix.no_share"})
 _STAGE_TITLES = {
     "ingest": "Ingest",
@@ -79,56 +76,35 @@ def render(
     near_cut: Sequence[NearCut] = (),
 ) -> str:
     """Return the page as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    environment.filters |= {
-        "number": visible.number,
-        "size": visible.size,
-        "rate": visible.rate,
-        "percent": visible.percent,
-        "duration": visible.duration,
-        "plain": visible.plain,
-        "token": visible.token,
-        "name": visible.breakable,
-        "stem": stem,
-        "stream_title": stream_title,
-        "stage_title": lambda stage: _STAGE_TITLES.get(stage, stage),
-    }
-    return environment.get_template(_TEMPLATE).render(
-        facts=facts,
-        samples=samples,
-        hits=hits,
-        spared={s.bound.name: s for s in spared},
-        sentences=sentences(facts),
-        advice=advice(facts),
-        dimensions=[d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
-        columns={d: _largest(facts, d) for d in DIMENSIONS},
-        not_a_judgement=_NOT_A_JUDGEMENT,
-        drop_lists=_main_and_rest(facts.drops),
-        stage_facts={stage: manifest.facts for stage, manifest in facts.manifests.items()},
-        near_cut=near_cut,
-        shifts={
+    values = {
+        "facts": facts,
+        "samples": samples,
+        "hits": hits,
+        "spared": {s.bound.name: s for s in spared},
+        "sentences": sentences(facts),
+        "advice": advice(facts),
+        "dimensions": [d for d in DIMENSIONS if len(facts.labels.get(d, {})) > 1],
+        "columns": {d: _largest(facts, d) for d in DIMENSIONS},
+        "not_a_judgement": _NOT_A_JUDGEMENT,
+        "drop_lists": _main_and_rest(facts.drops),
+        "stage_facts": {stage: manifest.facts for stage, manifest in facts.manifests.items()},
+        "near_cut": near_cut,
+        "shifts": {
             stage: {d: pool_shifts(facts.manifests[stage].counts, d) for d in ("source", "lang")}
             for stage in ("quality", "select")
             if stage in facts.manifests
         },
-        rule_lists=[facts.overlaps[:MAX_ROWS], facts.overlaps[MAX_ROWS:]],
-        charts=Charts(facts, spared),
-        contents=_contents(facts, samples),
-        version=__version__,
-        python=platform.python_version(),
-    )
-
-
-def _finalize(value: Any) -> Any:
-    """Make what is hidden in a stranger's text visible, in every value that the template prints."""
-    return visible.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+        "rule_lists": [facts.overlaps[:MAX_ROWS], facts.overlaps[MAX_ROWS:]],
+        "charts": Charts(facts, spared),
+        "contents": _contents(facts, samples),
+        "python": platform.python_version(),
+    }
+    filters = {
+        "stem": stem,
+        "stream_title": stream_title,
+        "stage_title": lambda stage: _STAGE_TITLES.get(stage, stage),
+    }
+    return render_page("report.html", values, filters)
 
 
 def _main_and_rest(drops: Sequence[Drop]) -> list[list[Drop]]:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from refinery import __version__
 from refinery.io import storage
-from refinery.report import charts, visible
+from refinery.report import charts
+from refinery.report.html import render_page
 
 
 def write_health(folder: Path, report: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -33,23 +32,8 @@ def write_health(folder: Path, report: Mapping[str, Any], costs: Sequence[Mappin
 
 def render_health(body: Mapping[str, Any]) -> str:
     """Return the page of a health report as HTML; every text in it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": visible.number,
-        "plain": visible.plain,
-        "percent": visible.percent,
-        "size": visible.size,
-        "token": visible.token,
-    }
-    return environment.get_template("tokenizer.html").render(
-        health=body, pictures=_pictures(body["plots"]), white=_runs(body), version=__version__
-    )
+    values = {"health": body, "pictures": _pictures(body["plots"]), "white": _runs(body)}
+    return render_page("tokenizer.html", values)
 
 
 def _pictures(plots: Mapping[str, Any]) -> dict[str, Markup]:

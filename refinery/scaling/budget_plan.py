@@ -66,7 +66,7 @@ def plan_budget(law: Law, asked: BudgetRequest) -> dict[str, Any]:
         ConfigError: not one budget, or what `plan`, `budget` and `replay` refuse.
     """
     flops = _flops(law, asked)
-    limits = {"intervals": law.intervals, "max_extrapolation": asked.max_extrapolation}
+    limits: dict[str, Any] = {"intervals": law.intervals, "max_extrapolation": asked.max_extrapolation}
     fixed = _fixed_params(law, asked, flops)
     if fixed is None:
         optimal = plan = compute_optimal(law.fit, flops, **limits)

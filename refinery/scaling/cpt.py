@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from refinery.errors import ConfigError
 from refinery.scaling.parametric import HUBER_DELTA, Fit, check_runs, polish
@@ -163,6 +164,7 @@ def _checked(
     return params, tokens, losses
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_cpt(scratch: Fit, num_params: np.ndarray, num_tokens: np.ndarray, loss: np.ndarray) -> CptFit:
     """Fit B', beta' and gamma with E, A and alpha frozen, by the same robust objective as `parametric.fit`.
 
@@ -202,6 +204,7 @@ def fit_cpt(scratch: Fit, num_params: np.ndarray, num_tokens: np.ndarray, loss: 
     )
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def bootstrap_cpt(
     law: CptFit,
     num_params: np.ndarray,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import math
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "source": "Besiroglu et al. 2404.10102, refit of Chinchilla's runs",
     },
 }
+REFIT = "chinchilla-refit"
+"""Our own fit of the same 240 runs, with 250 resamples for the intervals; `laws/chinchilla-240.json`, written by
+``refinery plan fit chinchilla-svg_extracted_data.csv --drop-highest 5 --bootstraps 250``."""
 CONTRADICTION = "rounded parameters; they contradict the paper's own savings, see docs/decisions"
 
 
@@ -83,46 +87,54 @@ def read_law(path: Path) -> Law:
         SchemaError: it is no fit.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        if body["format"] != FORMAT:
-            raise SchemaError(f"{path} is {body['format']!r}, not {FORMAT!r}; write it with `refinery plan fit --out`")
-        if body["unit"] != "nats":
-            raise ConfigError(f"{path} was fitted in {body['unit']}; plans are made in nats: fit again with unit nats")
-        return Law(_fit(body), _intervals(body), str(path))
+        return _law(json.loads(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; write it with `refinery plan fit --out`") from error
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise SchemaError(f"{path} is no fit ({error!r}); write it with `refinery plan fit RUNS --out FILE`") from error
 
 
+def _law(body: Mapping[str, Any], path: str) -> Law:
+    if body["format"] != FORMAT:
+        raise SchemaError(f"{path} is {body['format']!r}, not {FORMAT!r}; write it with `refinery plan fit --out`")
+    if body["unit"] != "nats":
+        raise ConfigError(f"{path} was fitted in {body['unit']}; plans are made in nats: fit again with unit nats")
+    return Law(_fit(body), _intervals(body), path)
+
+
 def published_law(name: str) -> Law:
-    """Return a published law by name.
+    """Return a published law by name; only `REFIT` has intervals, the papers print no joint distribution.
 
     Raises:
         ConfigError: unknown name.
     """
+    if name == REFIT:
+        file = importlib.resources.files("refinery.scaling").joinpath("laws/chinchilla-240.json")
+        law = _law(json.loads(file.read_text(encoding="utf-8")), file.name)
+        return law._replace(source="our refit of Chinchilla's 240 runs (2404.10102)")
     if name == "scratch-2407":
         return Law(PUBLISHED_SCRATCH, None, "2407.02118, from scratch (rounded parameters)")
     if name == "cpt-2407":
         return Law(PUBLISHED_CPT, None, f"2407.02118, continued ({CONTRADICTION})")
     if name not in PUBLISHED:
-        raise ConfigError(f"law {name!r} is unknown; known: {', '.join([*PUBLISHED, 'scratch-2407', 'cpt-2407'])}")
+        known = ", ".join([REFIT, *PUBLISHED, "scratch-2407", "cpt-2407"])
+        raise ConfigError(f"law {name!r} is unknown; known: {known}")
     return Law(_as_fit(PUBLISHED[name], int(PUBLISHED[name]["num_runs"]), _RANGES), None, PUBLISHED[name]["source"])
 
 
 def _fit(body: Mapping[str, Any]) -> Fit | CptFit:
-    ranges = {name: (float(body[name][0]), float(body[name][1])) for name in ("params_range", "tokens_range")}
+    ranges: dict[str, Any] = {n: (float(body[n][0]), float(body[n][1])) for n in ("params_range", "tokens_range")}
     if "gamma" not in body["law"]:
         return _as_fit(body["law"], body["num_runs"], ranges)
     scratch = _fit(body["scratch"])
     if isinstance(scratch, CptFit):
         raise ValueError("the scratch law of a continual fit is itself continual")
-    values = {name: float(body["law"][name]) for name in ("B", "beta", "gamma")}
+    values: dict[str, Any] = {name: float(body["law"][name]) for name in ("B", "beta", "gamma")}
     return CptFit(scratch=scratch, **values, objective=math.nan, num_runs=int(body["num_runs"]), **ranges)
 
 
-def _as_fit(values: Mapping[str, Any], num_runs: int, ranges: Mapping[str, tuple[float, float]]) -> Fit:
-    given = {name: float(values[name]) for name in ("A", "B", "E", "alpha", "beta")}
+def _as_fit(values: Mapping[str, Any], num_runs: int, ranges: Mapping[str, Any]) -> Fit:
+    given: dict[str, Any] = {name: float(values[name]) for name in ("A", "B", "E", "alpha", "beta")}
     return Fit(**given, objective=math.nan, num_runs=int(num_runs), **ranges)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from refinery.errors import ConfigError
 
@@ -81,6 +82,7 @@ class SizeLaw:
         return self.coefficient * flops**self.a
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_envelope(
     num_params: np.ndarray, num_tokens: np.ndarray, loss: np.ndarray, *, num_samples: int = 500, seed: int = 42
 ) -> SizeLaw:
@@ -106,6 +108,7 @@ def fit_envelope(
     return _law(points, runs, _envelope, num_samples, seed)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_profiles(
     num_params: np.ndarray,
     num_tokens: np.ndarray,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import least_squares, minimize, minimize_scalar
+from threadpoolctl import threadpool_limits
 
 from refinery.errors import ConfigError
 
@@ -73,6 +74,7 @@ def check_shares(shares: np.ndarray, domains: Sequence[str]) -> np.ndarray:
     return table
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit_mixing(shares: np.ndarray, losses: np.ndarray, domains: Sequence[str]) -> MixingFit:
     """Fit the law of one held-out set.
 
@@ -160,6 +162,7 @@ class BestMix:
     """Domains whose share lies on a constraint."""
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def best_mix(
     laws: Mapping[str, MixingFit],
     goal: Mapping[str, float],

@@ -12,6 +12,9 @@ delta = 1e-3, L-BFGS from a grid of starts. Three details decide whether the pub
 - the best starts by objective are polished, not all: the optimum is the same as from all 4,500 on the published table
   (``benchmarks/scaling_fit.py --all-starts``).
 
+BLAS gets one thread: the products are five numbers wide, and on a machine that is busy with other work threads that
+wait for each other turned 6 CPU seconds into ten minutes (250 resamples of 240 runs, two cores, load 12).
+
 Shape legend: R runs, P free parameters, K terms, S starts.
 """
 
@@ -23,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from refinery.errors import ConfigError
 
@@ -220,6 +224,7 @@ def _as_parameters(theta: np.ndarray, problem: _Problem) -> np.ndarray:
     ])
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def fit(num_params: np.ndarray, num_tokens: np.ndarray, loss: np.ndarray, num_starts: int = 48) -> Fit:
     """Fit ``L = E + A / N^alpha + B / D^beta``: Chinchilla's approach 3 (2203.15556, 2404.10102).
 
@@ -257,6 +262,7 @@ def objective(law: Fit, num_params: np.ndarray, num_tokens: np.ndarray, loss: np
     return float(np.where(size <= 1.0, 0.5 * size * size, size - 0.5).sum() * HUBER_DELTA**2)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def bootstrap(
     law: Fit,
     num_params: np.ndarray,

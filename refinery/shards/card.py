@@ -49,9 +49,10 @@ def card_values(facts: CardFacts) -> dict[str, Any]:
 def facts_of(manifest: ShardManifest) -> CardFacts:
     """Return the facts that pack stored with the manifest; empty ones for a data set of other origin."""
     stored = manifest.unhashed.get("card") or {}
-    known = {name: stored[name] for name in ("name", "licences", "dedup", "decontamination") if name in stored}
-    rows = {name: tuple(tuple(row) for row in stored.get(name, ())) for name in ("sources", "funnel")}
-    return CardFacts(**known, **rows)
+    plain = ("name", "licences", "dedup", "decontamination")
+    known: dict[str, Any] = {name: stored[name] for name in plain if name in stored}
+    known |= {name: tuple(tuple(row) for row in stored.get(name, ())) for name in ("sources", "funnel")}
+    return CardFacts(**known)
 
 
 def card_text(manifest: ShardManifest, facts: CardFacts) -> str:

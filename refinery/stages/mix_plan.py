@@ -96,9 +96,7 @@ def plan_streams(mix: Mix, supplies: Sequence[StreamSupply]) -> PlannedMix:
         ConfigError: infeasible shares, caps or budget; a share over its cap.
     """
     natural = natural_shares(supplies)
-    phases = tuple(
-        (stage.share, {**phase_domains(stage, natural), REPLAY: stage.replay}) for stage in mix.stages
-    )
+    phases = tuple((stage.share, {**phase_domains(stage, natural), REPLAY: stage.replay}) for stage in mix.stages)
     names = sorted({d for _, wanted in phases for d in wanted} - {REPLAY})
     request = MixRequest(
         shares={d: sum(share * wanted.get(d, 0.0) for share, wanted in phases) for d in names},

@@ -172,12 +172,12 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SafetyConfig:
-    """When an update is refused (OLMo's skip-step rule: 6 sigma over 128 steps)."""
+    """When an update is refused (OLMo's skip-step rule: 6 sigma over 128 steps, once half of them are there)."""
 
     window_steps: int = 128
-    """Accepted steps whose loss and gradient norm give mean and deviation."""
-    min_history_steps: int = 32
-    """No spike is called before this many accepted steps; non-finite values are always refused."""
+    """Steps, refused ones included, whose loss and gradient norm give mean and deviation."""
+    min_history_steps: int = 64
+    """No spike is called before this many steps; non-finite values are always refused."""
     max_sigmas: float = 6.0
     """Deviation over which a step is refused; 0 = only non-finite values."""
     max_skips_in_row: int = 8

@@ -50,6 +50,16 @@ def test_every_budget_gives_the_same_plan():
         assert plan_budget(LAW, asked)["flops"] == pytest.approx(1e21)
 
 
+def test_default_law_is_the_published_optimum_with_an_interval():
+    law = published_law("chinchilla-refit")
+    assert law.fit.vector() == pytest.approx([477.84, 2143.86, 1.8172, 0.34731, 0.36718], rel=0.01)
+    plan = plan_budget(law, BudgetRequest(flops=1e21))
+    low, high = plan["loss_interval_nats"]
+    assert low < plan["loss_nats"] < high
+    assert high - low < 0.1
+    assert "(95 %:" in plan_text(plan)
+
+
 def test_params_and_tokens_together_fix_the_run():
     plan = plan_budget(LAW, BudgetRequest(params=1e9, tokens=2e11))
     assert (plan["num_params"], plan["num_tokens"]) == (pytest.approx(1e9), pytest.approx(2e11))
@@ -126,7 +136,7 @@ def test_files_that_are_no_fits_are_refused(tmp_path, saved):
         (tmp_path / f"{name}.json").write_text(json.dumps(body))
         with pytest.raises(error):
             read_law(tmp_path / f"{name}.json")
-    with pytest.raises(ConfigError, match="known: hoffmann, besiroglu"):
+    with pytest.raises(ConfigError, match="known: chinchilla-refit, hoffmann, besiroglu"):
         published_law("kaplan")
 
 

@@ -245,6 +245,25 @@ def test_guard_refuses_spikes_only_with_history():
     assert again.to_dict() == guard.to_dict()
 
 
+def test_a_lasting_rise_of_the_norm_is_learnt_and_does_not_end_the_run():
+    guard = SpikeGuard(SafetyConfig(min_history_steps=34))
+    for step in range(34):
+        assert guard.reason_to_refuse(6.3, 0.4 + 0.01 * (step % 5)) == ""
+    reasons = [guard.reason_to_refuse(6.3, 2.5 + 0.1 * (step % 4)) for step in range(12)]
+    assert reasons[0] == "gradient_spike"
+    assert reasons[-6:] == [""] * 6
+    assert guard.trouble == ""
+
+
+def test_values_that_are_not_finite_never_enter_the_window():
+    guard = SpikeGuard(SafetyConfig(max_skips_in_row=3))
+    for _ in range(3):
+        assert guard.reason_to_refuse(float("nan"), 1.0) == "loss_not_finite"
+    assert "3 updates in a row" in guard.trouble
+    assert not guard.losses
+    assert not guard.norms
+
+
 def test_guard_sees_a_slow_divergence():
     guard = SpikeGuard(SafetyConfig(max_rise_nats=0.5, max_sigmas=0))
     for step in range(40):
