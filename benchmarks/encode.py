@@ -10,8 +10,8 @@ own (benchmarks/peers.py) on the same documents and vocabulary, by ids too. With
 tokenised, its part tasks' CPU is compared with the encoder's on text of the same run. Bounds, exit 1 when missed: no
 different ids, time grows by at most the power 1.05 of the text from 1 to 16 times and of one without a space from 1 to
 16 MB, at most 500 MB at the peak, in the stage at least 70 % of the encoder's speed, and, where our kernel runs, at
-least twice kitoken's speed on the mix and no less on Chinese. `cold` is an empty cache, the time that counts; `warm` the
-same text again. Prints JSON.
+least twice kitoken's speed on the mix and no less on Chinese. `cold` is an empty cache, the time that counts; `warm`
+the same text again. Prints JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def reference(symbols: list[int], merges: list[Merge]) -> list[int]:
     rank = {(left, right): (place, new) for place, (left, right, new) in enumerate(merges)}
     symbols = list(symbols)
     while True:
-        found = [(rank[pair][0], at) for at, pair in enumerate(zip(symbols, symbols[1:], strict=False)) if pair in rank]
+        found = [(rank[pair][0], at) for at, pair in enumerate(pairwise(symbols)) if pair in rank]
         if not found:
             return symbols
         _, at = min(found)
@@ -72,7 +73,8 @@ def tables_of(merges: list[Merge], spelt: list[bytes], *, whole: bool = False) -
     pairs, byte_ids = pair_table(left, right, ids), np.arange(256, dtype=np.int32)
     chars = char_starts(left, right, ids, pairs, byte_ids, starts, token_bytes)
     slots = token_table(starts, token_bytes)
-    return JoinTables(char_classes(), 3, byte_ids, pairs, chars, whole, starts, token_bytes, slots, inner_bytes(starts, token_bytes))
+    inner = inner_bytes(starts, token_bytes)
+    return JoinTables(char_classes(), 3, byte_ids, pairs, chars, whole, starts, token_bytes, slots, inner)
 
 
 def joined(text: bytes, tables: JoinTables) -> list[int]:
@@ -185,7 +187,7 @@ def test_a_bounded_cache_stays_what_it_is() -> None:
     views = views_of([text] * 3)
     out = np.empty(len(views.data) * 2, dtype=np.uint16)
     bounds = encode_documents(views.offsets, views.data, tables, state, -1, out)
-    parts = [out[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [out[a:b].tolist() for a, b in pairwise(bounds)]
     assert parts[0] == parts[1] == parts[2]
     assert state.lines.nbytes == size
     assert state.lines.ctypes.data % 64 == 0
