@@ -145,7 +145,7 @@ def _piece_end(data: np.ndarray, at: int, stop: int, inner: np.ndarray) -> int:
     A token across the place holds the two bytes around it, and, unless it is these two, three bytes that hold them.
     """
     for place in range(at + PIECE, stop - 1):
-        if data[place] & 0xC0 == 0x80:  # noqa: PLR2004 - inside a character
+        if data[place] & 0xC0 == 0x80:  # inside a character
             continue
         before, first = np.int64(data[place - 2]), np.int64(data[place - 1])
         second, after = np.int64(data[place]), np.int64(data[place + 1])
@@ -167,7 +167,7 @@ def _start(data: np.ndarray, at: int, stop: int, tables: JoinTables, symbols: np
     count, place = first, at
     while place < stop:
         lead = data[place]
-        if lead < 0x80:  # noqa: PLR2004
+        if lead < 0x80:
             symbols[count] = tables.byte_ids[lead]
             place += 1
             count += 1

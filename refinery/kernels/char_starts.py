@@ -131,7 +131,7 @@ def _utf8(code: int, text: np.ndarray) -> int:
 
 
 @njit(cache=True)
-def char_starts(  # noqa: PLR0913, PLR0917 - the arrays of one vocabulary
+def char_starts(
     left: np.ndarray,
     right: np.ndarray,
     ids: np.ndarray,
