@@ -4,9 +4,10 @@
 
 No Java, no download: a model of MiniLM-L6's shape with random weights, and a WordPiece vocabulary made on the spot.
 Prints JSON: the floor from FLOPs and bytes; sentences/s of 25 tokens from Parquet to Parquet by the processes of
-``python -m refinery.gpu embed``, with the model's FLOP/s; the neighbour search as a share of the matrix-product rate
-that was measured on the same shape; k-means of 10 M x 384 into 16,384 cells, 20 steps. Without CUDA it says so and
-exits 2; ``--device cpu --smoke`` runs every step on a few rows and judges nothing. Exits 1 when a bound is missed.
+``python -m refinery.gpu embed``, with the model's FLOP/s, and what a core reads, tokenises, pads and writes without the
+model; the neighbour search as a share of the matrix-product rate that was measured on the same shape; k-means of 10 M x
+384 into 16,384 cells, 20 steps. Without CUDA it says so and exits 2; ``--device cpu --smoke`` runs every step on a few
+rows and judges nothing. Exits 1 when a bound is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from refinery.gpu.feed import EmbedJob, embed_parquet
+from refinery.gpu.embed import _batches, open_embedder, padded_ids
+from refinery.gpu.feed import EmbedJob, embed_parquet, write_vectors
 from refinery.gpu.kmeans import torch_kmeans
 from refinery.gpu.neighbours import propose_tiles, tiles_of
 
@@ -113,6 +115,27 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def host(model: str, path: str, count: int) -> dict[str, float]:
+    """Measure what is left without the model: sentences that one core reads, tokenises, pads and writes in a second."""
+    embedder = open_embedder(model, "cpu")
+    out = Path(path).with_suffix(".host.parquet")
+    began = time.process_time()
+    texts = pq.read_table(path).column("text").slice(0, count).to_pylist()
+    read = time.process_time()
+    ids = embedder.token_ids(texts)
+    tokenised = time.process_time()
+    lengths = np.array([len(row) for row in ids])
+    for rows in _batches(np.argsort(-lengths, kind="stable"), lengths, 131_072):
+        padded_ids([ids[row] for row in rows], 0)
+    padded = time.process_time()
+    write_vectors(out, np.arange(len(ids)), np.zeros((len(ids), HIDDEN), dtype=np.float32), embedder)
+    seconds = time.process_time() - began
+    return {
+        "host_sentences_per_cpu_second": len(ids) / seconds, "read_share": (read - began) / seconds,
+        "tokenise_share": (tokenised - read) / seconds, "pad_share": (padded - tokenised) / seconds,
+    }  # fmt: skip
+
+
 def embedding(device: str, processes: int, smoke: bool) -> dict[str, Any]:
     """Measure Parquet to Parquet, the processes' start apart: a short run first, then the difference to a long one."""
     counts = (64, 192) if smoke else (50_000 * processes, 250_000 * processes)
@@ -120,12 +143,14 @@ def embedding(device: str, processes: int, smoke: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = write_model(folder)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         for number, count in enumerate(counts):
             path = write_sentences(folder, count, max(32, counts[0] // max(1, 2 * processes)))
             job = EmbedJob("text", str(folder / f"out-{number}"), model, device, None)
             began = time.perf_counter()
             told = embed_parquet([path], job, processes)
             seconds.append(time.perf_counter() - began)
+        host_cost = host(model, path, 20_000)
     longer = seconds[1] - seconds[0]
     rate = (counts[1] - counts[0]) / longer if longer > 0 else counts[1] / seconds[1]
     tokens = told.tokens / max(1, told.sentences)
@@ -133,7 +158,7 @@ def embedding(device: str, processes: int, smoke: bool) -> dict[str, Any]:
         "sentences": counts[1], "processes": processes, "tokens_per_sentence": tokens,
         "seconds_short_run": seconds[0], "seconds_long_run": seconds[1],
         "sentences_per_second_with_start": counts[1] / seconds[1], "sentences_per_second": rate,
-        "model_flops_per_second": rate * model_flops_per_sentence(round(tokens)),
+        "model_flops_per_second": rate * model_flops_per_sentence(round(tokens)), **host_cost,
     }  # fmt: skip
 
 
@@ -191,7 +216,8 @@ def main() -> int:
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     report: dict[str, Any] = {"floor": floor(name, *sizes)}
     print(json.dumps(report), flush=True)
-    report |= {"machine": name, "torch": torch.__version__, "cpus": os.cpu_count(), "smoke": options.smoke}
+    report |= {"machine": name, "torch": torch.__version__, "cuda": torch.version.cuda, "cpus": os.cpu_count()}
+    report["smoke"] = options.smoke
     report["kmeans"] = kmeans(options.device, *sizes)
     report["neighbours"] = neighbours(options.device, options.smoke)
     processes = options.processes or (1 if options.smoke else max(1, min(12, (os.cpu_count() or 2) - 2)))
@@ -205,6 +231,8 @@ def main() -> int:
         key for key, bound in BOUNDS.items()
         if (found[key] > bound if key == "kmeans_seconds" else found[key] < bound)
     ]  # fmt: skip
+    if options.device == "cuda":
+        report["peak_device_bytes_of_this_process"] = torch.cuda.max_memory_allocated()
     report |= {"bounds": BOUNDS, "missed": [] if options.smoke else missed}
     text = json.dumps(report, indent=1)
     print(text)

@@ -8,7 +8,9 @@ sides get one at a time. A boundary is a position between two non-space characte
 ``f1_all`` over every boundary, and ``f1`` over those outside quotations and not at an ellipsis, where the two differ by
 convention (pysbd looks into no quotation, and behind ``...`` it knows Latin capitals only); Chinese on 。！？, since
 pysbd does not end a sentence at ；. Speed is UTF-8 bytes per CPU second of one thread, best of three, compilation left
-out. Exits 1 below 50 MB/s or when the F1 of a language's gated source is below 0.95. Prints JSON.
+out. Exits 1 below 50 MB/s or when the F1 of a source is below 0.95. German statutes are printed and not gated: there
+pysbd ends sentences behind "Abs." ("§ 4 Abs. | 1") and before the day of a date, so its boundaries are not the truth;
+--show lists them. Prints JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ import xxhash
 from refinery.kernels.sentences import normalised_hash, sentence_spans
 from refinery.kernels.text import views_of
 
-_SOURCES = {  # the first source of a language is gated; the others are printed
+_NOT_GATED = {"law/de-gesetze.jsonl.gz"}
+_SOURCES = {
     "en": ("neardup/en-rust-book-src.jsonl.gz", "docs/en-peps.jsonl.gz", "books/en-eltec-novels.jsonl.gz"),
     "de": ("docs/de-rust-book.jsonl.gz", "law/de-gesetze.jsonl.gz"),
     "fr": ("docs/fr-rust-book.jsonl.gz", "books/fr-eltec-novels.jsonl.gz"),
@@ -143,11 +146,11 @@ def main() -> int:
     for language, names in _SOURCES.items():
         for name in names:
             texts = _texts(root / name, options.bytes)
-            row: dict[str, object] = {**_speed(texts), "gated": name == names[0]}
+            row: dict[str, object] = {**_speed(texts), "gated": name not in _NOT_GATED}
             passed &= row["split_mb_s"] >= 50
             try:
                 row |= _compare(language, _paragraphs(texts, options.paragraphs), options.show)
-                passed &= name != names[0] or row["f1"] >= 0.95
+                passed &= name in _NOT_GATED or row["f1"] >= 0.95
             except ImportError:
                 row["f1"] = "skipped: pysbd is not installed"
             report[f"{language} {name}"] = row

@@ -5,8 +5,9 @@
 
 Each file is JSON lines (plain or gzip) with a `text` field. Prints one JSON object; `exponent` is the slope of
 log(time) over log(bytes) between one and sixteen copies of the input. With `--english` and `--chinese` datatrove's
-chain of Gopher, C4 and FineWeb filters runs on the same files (environment of `peers.py`), jieba on the Chinese one,
-bounds are checked, and a miss ends with status 1.
+chain of Gopher, C4 and FineWeb filters runs on the same files (environment of `peers.py`), dolma's gopher_v1 and c4_v1
+taggers and NeMo Curator's twenty Gopher filters on the English one, jieba on the Chinese one, bounds are checked, and a
+miss ends with status 1.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def cpu_seconds(views: TextViews, repeats: int) -> float:
 
 BOUNDS = {
     "english_mb_s": 50.0, "chinese_with_words_mb_s": 15.0, "times_datatrove": 150.0, "times_datatrove_split": 20.0,
-    "times_datatrove_chinese": 40.0, "segmentation_times_jieba": 15.0,
+    "times_datatrove_chinese": 40.0, "segmentation_times_jieba": 15.0, "times_dolma": 40.0, "times_nemo": 40.0,
 }  # fmt: skip
 
 
@@ -81,6 +82,10 @@ def beside_peers(english: Path, chinese: Path, limit_mb: float, peer_mb: float) 
         row[f"datatrove{name}_mb_s"] = result["bytes"] / 1e6 / result["cpu_s"]
         ours = row["chinese_with_words_mb_s" if name == "_chinese" else "english_mb_s"]
         row[f"times_datatrove{name}"] = ours / row[f"datatrove{name}_mb_s"]
+    for name in ("dolma", "nemo"):
+        result = run_peer(name, f"{name}_rules.py", english.resolve(), peer_mb)["result"]
+        row[f"{name}_mb_s"] = result["bytes"] / 1e6 / result["cpu_s"]
+        row[f"times_{name}"] = row["english_mb_s"] / row[f"{name}_mb_s"]
     row["jieba_mb_s"] = jieba_mb_s(read_texts(chinese, int(peer_mb * 1e6)))
     row["segmentation_times_jieba"] = row["segmentation_mb_s"] / row["jieba_mb_s"]
     return {key: round(value, 2) for key, value in row.items()}

@@ -28,8 +28,10 @@ from refinery.errors import ConfigError, RefineryError, exit_code_of
 from refinery.forecast_text import actual_text, full_text, short_text
 from refinery.recipe import Recipe, load_recipe
 from refinery.stages.pipeline import STAGES, run_recipe, selected_stages, stage_status
-from refinery.stages.workspace import Run
+from refinery.stages.workspace import Run, load_stage
 
+_MOST_PLACES = 20
+"""Unreadable records that a run names at its end."""
 app = typer.Typer(
     name="refinery",
     help="From raw text to packed token shards to a trained model.",
@@ -173,10 +175,28 @@ def _closing_lines(recipe: Recipe, path: Path, page: str) -> None:
         sys.stdout.write(f"  shards   {recipe.workdir}/pack/shards/manifest.json\n")
     if any(r["stage"] == "train" and r["complete"] for r in made):
         sys.stdout.write(f"  model    {recipe.workdir}/train\n")
-    sys.stdout.write(f"  report   {page}  (open it in a browser)\n\nTry next:\n")
+    sys.stdout.write(f"  report   {page}  (open it in a browser)\n")
+    sys.stdout.write(_unreadable_lines(recipe))
+    sys.stdout.write("\nTry next:\n")
     sys.stdout.write(f"  refinery status {path}        what stands\n")
     sys.stdout.write(f"  refinery explain {path} KEY   why a document stayed or went (keys are in the report)\n")
     sys.stdout.write(f"  change a threshold in {path} and run it again: only what depends on it is redone\n")
+
+
+def _unreadable_lines(recipe: Recipe) -> str:
+    """Return what ingest could not read, by reason and with the first places; "" where it read everything."""
+    manifest = load_stage(recipe.workdir, "ingest")
+    reasons = manifest.facts.get("bad_records", {}) if manifest else {}
+    if not manifest or not reasons:
+        return ""
+    lines = ["\nNot readable, counted and passed over:"]
+    for source, counts in reasons.items():
+        lines.append(f"  {source}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()))
+    listed = manifest.facts.get("bad_listed", [])
+    lines += [f"    {source} {path} at {offset}: {reason}" for source, path, offset, reason in listed[:_MOST_PLACES]]
+    if len(listed) > _MOST_PLACES:
+        lines.append(f"    … more places are in {recipe.workdir}/ingest/_stage.json and in the report")
+    return "\n".join(lines) + "\n"
 
 
 def _stage_command(name: str) -> Callable[..., None]:

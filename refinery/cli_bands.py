@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,12 +20,11 @@ def bands(
 ) -> None:
     """Print which share of the pairs of each similarity the bands of `dedup_documents` make candidates."""
     chosen = names or [*PRESETS, "auto", "datasketch:128"]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in chosen:
         found = resolve_bands(name, jaccard)
-        curve = collision_curve(found)
-        rows.append({"name": name, "bands": f"{found.num_bands}x{found.rows_per_band}", "hashes": found.num_hashes})
-        rows[-1]["curve"] = curve
+        shape = f"{found.num_bands}x{found.rows_per_band}"
+        rows.append({"name": name, "bands": shape, "hashes": found.num_hashes, "curve": collision_curve(found)})
     if json_:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
@@ -33,5 +32,5 @@ def bands(
     sys.stdout.write(f"{'bands':<24}{'hashes':>7}{header}\n")
     for row in rows:
         label = row["bands"] if row["name"] == row["bands"] else f"{row['bands']} ({row['name']})"
-        curve = "".join(f"{share:>8.1%}" for _, share in row["curve"])
-        sys.stdout.write(f"{label:<24}{row['hashes']:>7}{curve}\n")
+        shares = "".join(f"{share:>8.1%}" for _, share in row["curve"])
+        sys.stdout.write(f"{label:<24}{row['hashes']:>7}{shares}\n")

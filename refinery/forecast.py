@@ -163,8 +163,8 @@ def _planned_text(recipe: Recipe) -> _Text:
     sizes: dict[tuple[str, str], int] = {}
     largest = total = 0
     task = ingest.plan(recipe)
-    for index, split in task.splits:
-        given = recipe.inputs[index]
+    for part, (index, _) in enumerate(task.splits):
+        split, given = task.split(part), recipe.inputs[index]
         sizes[given.domain, given.role] = sizes.get((given.domain, given.role), 0) + split.estimated_bytes
         largest, total = max(largest, split.estimated_bytes), total + split.estimated_bytes
     return _Text(total, len(task.splits), largest, sizes)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -296,6 +299,10 @@ class TestDamage:
         assert refinery("run", own[1])[0] == 0
 
 
+def hash_hex(number):
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
 def _one_input(tmp_path, **changes):
     source = {"source": "s", "domain": "d", "format": "jsonl", "paths": [str(tmp_path / "in.jsonl")], **changes}
     return {"name": "n", "workdir": str(tmp_path / "run"), "inputs": [source]}
@@ -402,14 +409,64 @@ class TestBadInput:
         lines[7] = b'{"id": "7", "text": "broken'
         offset = sum(len(line) + 1 for line in lines[:7])
         (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-        code, _, err = refinery("run", _write(_one_input(tmp_path), tmp_path / "r.yaml"))
+        code, out, err = refinery("run", _write(_one_input(tmp_path), tmp_path / "r.yaml"))
         assert code == 0, err
         facts = json.loads((tmp_path / "run" / "ingest" / "_stage.json").read_text("utf-8"))["facts"]
         assert facts["bad_listed"][0][:3] == ["s", "in.jsonl", offset]
+        assert f"s in.jsonl at {offset}: bad_json" in out
         (tmp_path / "in.jsonl").write_bytes(b"\n".join([*lines, b"{", b"}", b"["]) + b"\n")
         code, _, err = refinery("run", _write(_one_input(tmp_path), tmp_path / "r.yaml"))
         assert code == 5
         assert "4 of 43 records are unreadable" in err
+
+    def test_every_kind_of_bad_input_in_one_run(self, refinery, tmp_path):
+        """The run goes on, ends with the list, and what was readable is there."""
+        good = "".join(json.dumps(row) + "\n" for row in GOOD).encode()
+        noise = "".join(f'{{"id": "n{n}", "text": "{hash_hex(n)}"}}\n' for n in range(200)).encode()
+        (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(good + noise)[:-200])
+        (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(good + b" " * (80 << 20)))
+        (tmp_path / "lines.jsonl").write_bytes(
+            good + b'["list"]\n{"id": "1"}\n{"text": 7}\n'
+            + b'{"text": "' + b"x" * 9000 + b'"}\n{"text": "nul \\u0000 byte"}\n{'
+        )
+        (tmp_path / "empty.jsonl").write_bytes(b"")
+        (tmp_path / "broken.parquet").write_bytes(b"PAR1 no such thing PAR1")
+        options = {"max_line_bytes": 8000, "max_decompression_ratio": 100}
+        values = _one_input(tmp_path, paths=[str(tmp_path / "*.jsonl*")], options=options)
+        parquet = {"source": "p", "domain": "d", "format": "parquet", "paths": [str(tmp_path / "*.parquet")]}
+        values["inputs"].append(parquet)
+        table = pa.table({"id": ["1"], "text": ["one good document of a parquet file"]})
+        pq.write_table(table, tmp_path / "good.parquet")
+        values["ingest"] = {"max_bad_records_frac": 0.5}
+        code, out, err = refinery("run", _write(values, tmp_path / "r.yaml"))
+        assert code == 0, err
+        told = out[out.index("Not readable") :]
+        for name, reason in (
+            ("cut.jsonl.gz", "truncated"), ("bomb.jsonl.gz", "decompression_bomb"), ("empty.jsonl", "empty_file"),
+            ("lines.jsonl", "not_an_object"), ("lines.jsonl", "no_text"), ("lines.jsonl", "text_not_string"),
+            ("lines.jsonl", "line_too_long"), ("lines.jsonl", "bad_json"), ("broken.parquet", "bad_parquet"),
+        ):  # fmt: skip
+            assert re.search(rf"{name} at \d+: {reason}", told), (name, reason, told)
+        texts = [row["text"] for row in documents(str(tmp_path / "run")).values()]
+        assert texts.count(GOOD[0]["text"]) == 3
+        assert "nul  byte" in texts
+        assert table.column("text")[0].as_py() in texts
+        values["inputs"][1]["text_field"] = "body"
+        code, _, err = refinery("run", _write(values, tmp_path / "r.yaml"))
+        assert code == 2
+        assert "its columns are id, text" in err
+
+    def test_the_awkward_archives_all_run(self, refinery, tmp_path, shared_data):
+        pytest.importorskip("fastwarc")
+        folder = shared_data / "web" / "edge-cases"
+        values = _one_input(tmp_path, format="warc", paths=[str(folder / "*.warc*"), str(folder / "*.arc*")])
+        text = {"source": "t", "domain": "d", "format": "text", "paths": [str(folder / "*.txt")]}
+        values |= {"inputs": [*values["inputs"], text], "ingest": {"max_bad_records_frac": 0.9}}
+        code, out, err = refinery("run", _write(values, tmp_path / "r.yaml"))
+        assert code == 0, err
+        assert re.search(r"s example-trunc.warc at \d+: wrong_digest", out)
+        assert re.search(r"s bad.arc at \d+: bad_record", out)
+        assert len(documents(str(tmp_path / "run"))) == 13
 
     def test_invalid_utf8_is_repaired_and_the_rest_is_whole(self, refinery, tmp_path):
         lines = [json.dumps(row).encode() for row in GOOD]

@@ -39,6 +39,7 @@ def main():
     source, folder, words = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     if words == "split":
         minhash.load_word_tokenizer = lambda _: WhiteSpace()
+    minhash.load_word_tokenizer(Languages.english).word_tokenize("Loading its models is not measured.")
     config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, hash_config=HashConfig(precision=64))
     reader = JsonlReader(str(source.parent), glob_pattern=source.name)
     at = {name: str(folder / name) for name in ("signatures", "buckets", "remove", "kept", "removed")}

@@ -57,6 +57,15 @@ CUTS = _schema(
     ("because_of", pa.string(), True),
 )
 
+LINE_FINDINGS = _schema(
+    ("doc_id", pa.int64(), False),
+    ("start", pa.int64(), False),
+    ("end", pa.int64(), False),
+    ("rule", pa.string(), False),
+    ("action", pa.string(), False),
+    ("line_rule_bits", pa.int64(), False),
+)
+
 LANGUAGE = _schema(
     ("doc_id", pa.int64(), False),
     ("lang", pa.string(), True),
@@ -291,6 +300,7 @@ TABLES: dict[str, pa.Schema] = {
     "documents": DOCUMENTS,
     "decisions": DECISIONS,
     "cuts": CUTS,
+    "line_findings": LINE_FINDINGS,
     "language": LANGUAGE,
     "words": WORDS,
     "training": TRAINING,

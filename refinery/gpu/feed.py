@@ -2,21 +2,27 @@
 
 One process cannot keep a fast GPU busy: tokenising takes it longer than the model takes. So each worker process opens
 the model on the same device and embeds its own row groups; the device runs what comes. Every row group is embedded by
-itself, so the bytes do not depend on how many processes there were.
+itself, so the bytes do not depend on how many processes there were. A worker keeps to its own core: twelve tokenizers
+and twelve torch pools with a thread for every core would spend the machine on switching.
 """
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from refinery.errors import ConfigError, DataError, SchemaError
+from refinery.errors import ConfigError, DataError, SchemaError, TransientError
 from refinery.gpu.embed import Embedder, resolve_device, worker_embedder
 
 VECTOR = "vector"
@@ -52,19 +58,40 @@ def embed_parquet(inputs: Sequence[str], job: EmbedJob, processes: int = 1) -> F
     Returns: counts. The files hold ``source`` (file number << 32 | row) and ``vector``, float16 bytes.
 
     Raises:
-        ConfigError: no input, no such column, no CUDA, no model. DataError: a vector is not finite.
+        ConfigError: no input, no such column, no CUDA, no model, files of another run in the folder.
+        DataError: a vector is not finite. TransientError: a worker process died, or the device has no memory.
     """
     if processes < 1:
         raise ConfigError(f"--processes {processes} is out of bounds, 1 is the least; 8 feed a large GPU")
     resolve_device(job.device)
     tasks = list(_row_groups(inputs, job.column))
     Path(job.out).mkdir(parents=True, exist_ok=True)
+    strangers = sorted({p.name for p in Path(job.out).glob("part-*.parquet")} - {_part_name(t[0]) for t in tasks})
+    if strangers:
+        raise ConfigError(
+            f"{job.out} holds {len(strangers)} files of another run ({strangers[0]}), {len(tasks)} row groups do not "
+            "replace them; empty it or name another folder"
+        )
     if processes == 1:
         counted = [embed_group(job, *task) for task in tasks]
     else:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            counted = pool.starmap(embed_group, [(job, *task) for task in tasks], chunksize=1)
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        spawn = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        try:
+            with ProcessPoolExecutor(processes, spawn, start_worker, (threads,)) as pool:
+                counted = list(pool.map(functools.partial(_embed_task, job), tasks))
+        except BrokenProcessPool as error:
+            raise TransientError(
+                f"one of {processes} worker processes died, most likely for lack of memory; run again with fewer "
+                "--processes"
+            ) from error
     return FeedCounts(*(int(sum(values)) for values in zip(*counted, strict=True))) if counted else FeedCounts(0, 0, 0)
+
+
+def start_worker(threads: int) -> None:
+    """Bound the threads of a worker process: one for its tokenizer, some for what torch does on the CPU."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(threads)
 
 
 def _row_groups(inputs: Sequence[str], column: str) -> Iterator[tuple[int, int, str, int, int]]:
@@ -89,6 +116,14 @@ def _row_groups(inputs: Sequence[str], column: str) -> Iterator[tuple[int, int, 
             number, first = number + 1, first + rows
 
 
+def _part_name(number: int) -> str:
+    return f"part-{number:08d}.parquet"
+
+
+def _embed_task(job: EmbedJob, task: tuple[int, int, str, int, int]) -> FeedCounts:
+    return embed_group(job, *task)
+
+
 def embed_group(job: EmbedJob, number: int, source: int, path: str, group: int, first: int) -> FeedCounts:
     """Embed one row group and write one output file; the model stays open for the next."""
     embedder = worker_embedder(job.model, job.device, job.revision)
@@ -97,17 +132,19 @@ def embed_group(job: EmbedJob, number: int, source: int, path: str, group: int, 
     rows = np.array([i for i, text in enumerate(texts) if text and text.strip()], dtype=np.int64)
     ids = embedder.token_ids([texts[i] for i in rows.tolist()])
     vectors = embedder.encode_ids(ids)
-    write_vectors(Path(job.out, f"part-{number:08d}.parquet"), (np.int64(source) << 32) | (first + rows), vectors,
+    write_vectors(Path(job.out, _part_name(number)), (np.int64(source) << 32) | (first + rows), vectors,
                   embedder)  # fmt: skip
     return FeedCounts(len(rows), sum(map(len, ids)), len(texts) - len(rows))
 
 
 def write_vectors(path: Path, ids: np.ndarray, vectors: np.ndarray, embedder: Embedder) -> None:
-    """Write float16 vectors; they do not compress, so they are written as they are."""
+    """Write float16 vectors, whole or not at all; they do not compress, so they are written as they are."""
     table = pa.table({"source": ids, VECTOR: vector_column(vectors)})
     told = {MODEL_KEY: f"{embedder.name} {embedder.num_features}".encode()}
-    pq.write_table(table.replace_schema_metadata(told), path, compression={"source": "zstd", VECTOR: "none"},
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    pq.write_table(table.replace_schema_metadata(told), unfinished, compression={"source": "zstd", VECTOR: "none"},
                    use_dictionary=False)  # fmt: skip
+    unfinished.replace(path)
 
 
 def vector_column(vectors: np.ndarray) -> pa.Array:

@@ -9,17 +9,21 @@ Shape legend: S vectors, F features, K cells, P probed cells.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
 import numpy as np
 import torch
 
 from refinery.errors import ConfigError
+from refinery.gpu.device_memory import rows_that_fit, uploaded
 from refinery.gpu.embed import resolve_device
 from refinery.kernels.similarity import check_vectors
 
 BACKENDS = ("auto", "faiss", "torch", "numpy")
+_FAISS_BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
 _CHUNK_ROWS = 65_536
+_TRAIN_ROWS = 1 << 18  # bounds the widened copies of a chunk where cells are few
 _PRODUCT_CELLS = {"cuda": 1 << 30, "cpu": 1 << 24}
 _FIXED_POINT = float(1 << 24)
 
@@ -50,7 +54,7 @@ def spherical_kmeans(
     if chosen == "faiss":
         return _train_faiss(vectors, num_cells, iterations, seed)
     if chosen == "torch":
-        sample = torch.from_numpy(np.ascontiguousarray(vectors)).to("cuda")
+        sample = uploaded(vectors, torch.float16, "cuda")
         return torch_kmeans(sample, num_cells, iterations=iterations, seed=seed).cpu().numpy()
     return _train_lloyd(vectors, num_cells, iterations, seed)
 
@@ -83,6 +87,8 @@ def _resolve_backend(backend: str) -> str:
     if backend not in BACKENDS:
         raise ConfigError(f"k-means backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
     has_faiss = importlib.util.find_spec("faiss") is not None
+    if has_faiss and backend in ("auto", "faiss"):
+        _refuse_two_builds()
     if backend == "faiss" and not has_faiss:
         raise ConfigError("k-means backend 'faiss' is not installed; pip install faiss-cpu, or take backend 'numpy'")
     if backend == "torch":
@@ -92,6 +98,24 @@ def _resolve_backend(backend: str) -> str:
     if torch.cuda.is_available():
         return "torch"
     return "faiss" if has_faiss else "numpy"
+
+
+def _refuse_two_builds() -> None:
+    """Refuse two packages that write the same module: which half of which is imported is then a matter of chance."""
+    there = [name for name in _FAISS_BUILDS if _is_installed(name)]
+    if len(there) > 1:
+        raise ConfigError(
+            f"{' and '.join(there)} are both installed and share the module faiss; uninstall both, then install the "
+            "extra `cpu` or the extra `gpu`"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _train_faiss(vectors: np.ndarray, num_cells: int, iterations: int, seed: int) -> np.ndarray:
@@ -142,7 +166,9 @@ def torch_kmeans(vectors: torch.Tensor, num_cells: int, *, iterations: int = 20,
     picks = np.sort(np.random.default_rng(seed).choice(count, num_cells, replace=False))
     narrow = torch.float16 if vectors.device.type == "cuda" else torch.float32
     centroids = vectors[torch.from_numpy(picks).to(vectors.device)].float()
-    rows = max(1, min(count, _PRODUCT_CELLS[vectors.device.type] // num_cells))
+    rows = max(1, min(count, _TRAIN_ROWS, _PRODUCT_CELLS[vectors.device.type] // num_cells))
+    row_bytes = num_cells * narrow.itemsize + 24 * features  # products; float32, rounded and int64 copies
+    rows = rows_that_fit(row_bytes, rows, str(vectors.device))
     for _ in range(iterations):
         sums = torch.zeros(num_cells, features, dtype=torch.int64, device=vectors.device)
         columns = centroids.to(narrow).T.contiguous()
@@ -167,7 +193,9 @@ def _nearest(vectors: np.ndarray, centroids: np.ndarray, num_probe: int, where: 
     columns = None
     if where == "cuda":
         columns = torch.from_numpy(np.ascontiguousarray(centroids)).to("cuda")
-    rows = max(1, min(_CHUNK_ROWS, 16_777_216 // len(centroids))) if columns is None else _CHUNK_ROWS
+    rows = max(1, min(_CHUNK_ROWS, _PRODUCT_CELLS["cpu" if columns is None else "cuda"] // len(centroids)))
+    if columns is not None:
+        rows = rows_that_fit(12 * len(centroids) + 4 * vectors.shape[1], rows, where)  # products, and topk's copy
     for first in range(0, len(vectors), rows):
         part = vectors[first : first + rows]
         if columns is not None:

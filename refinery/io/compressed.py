@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import pyarrow as pa
 import zstandard
 
 from refinery.errors import TransientError
@@ -23,7 +24,11 @@ CHUNK_BYTES = 1 << 20
 
 _RAW_BYTES = 1 << 18
 _ZSTD_SLICE_BYTES = 1 << 12
-CODECS = {".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "xz", ".zst": "zstd", ".zstd": "zstd"}
+_LZ4_BYTES = 1 << 16
+CODECS = {
+    ".gz": "gzip", ".gzip": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "xz", ".zst": "zstd", ".zstd": "zstd",
+    ".lz4": "lz4",
+}  # fmt: skip
 """File suffix -> codec. Anything else is read as it is."""
 
 
@@ -93,7 +98,8 @@ def read_chunks(raw: BinaryIO, codec: str | None, limits: DecompressionLimits) -
             yield chunk
         return
     produced = 0
-    source = {"gzip": _gzip_chunks, "bz2": _bz2_chunks, "xz": _xz_chunks, "zstd": _zstd_chunks}[codec](raw)
+    readers = {"gzip": _gzip_chunks, "bz2": _bz2_chunks, "xz": _xz_chunks, "zstd": _zstd_chunks, "lz4": _lz4_chunks}
+    source = readers[codec](raw)
     while True:
         try:
             chunk = next(source)
@@ -195,6 +201,21 @@ def _gzip_chunks(raw: BinaryIO) -> Iterator[bytes]:
         data = engine.unused_data.lstrip(b"\0") or raw.read(_RAW_BYTES).lstrip(b"\0")
         if data and not data.startswith(b"\x1f"):
             raise ValueError("trailing bytes that are no gzip member")
+
+
+def _lz4_chunks(raw: BinaryIO) -> Iterator[bytes]:
+    """Decompress LZ4 frames by pyarrow, whose decoder gives nothing of the 64 KiB in which a stream breaks."""
+    with pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "lz4") as stream:
+        while True:
+            try:
+                chunk = stream.read(_LZ4_BYTES)
+            except OSError as error:
+                if "truncated" in str(error).lower():
+                    raise EOFError from error
+                raise
+            if not chunk:
+                break
+            yield chunk
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from refinery.errors import ConfigError
 from refinery.io.records import InputSpec
 
 _PACKED = ("max_decompressed_bytes", "max_decompression_ratio")
-_WEB = (*_PACKED, "extractor", "main_content", "mime_types", "statuses", "max_document_bytes")
+_WEB = (*_PACKED, "extractor", "main_content", "mime_types", "statuses", "max_document_bytes", "digests")
 _RECORD = ("meta_fields", "text_fields", "joiner")
 
 FORMAT_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,7 @@ FORMATS = tuple(FORMAT_OPTIONS)
 _CHOICES = {
     "unit": ("file", "line", "paragraph"),
     "extractor": ("resiliparse", "trafilatura"),
+    "digests": ("check", "ignore"),
     "collection": ("docs", "readme", "licences", "code"),
 }
 _NUMBERS = frozenset(name for names in FORMAT_OPTIONS.values() for name in names if name.startswith("max_"))

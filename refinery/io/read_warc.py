@@ -6,6 +6,8 @@ records (WET). Requests, metadata, revisits and captures of other MIME types or 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,13 +24,15 @@ STATUSES = (200,)
 _PAGES = ("text/html", "application/xhtml+xml")
 _ARC_HEADER = re.compile(rb"^(\S.*) (\S+) (\d{8,17}) (\S+)(?: .*)? (\d{1,18})$")
 _MAX_HEADER_BYTES = 1 << 16
+_MAX_HASHED_BYTES = 64 << 20
 _CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 
 
 def read_warc(spec: InputSpec, split: Split, storage: Mapping[str, Any] | None) -> Iterator[RawDocument | BadRecord]:
     """Read web archives; the offset is the record's in the stored file (ARC: in the decompressed file).
 
-    Options: ``mime_types``, ``statuses``, ``extractor``, ``main_content``, ``max_document_bytes``.
+    Options: ``mime_types``, ``statuses``, ``extractor``, ``main_content``, ``max_document_bytes``, ``digests``
+    (``check``, the default: a record whose bytes have none of the digests that it declares is bad; ``ignore``).
 
     Raises:
         ConfigError: FastWARC is not installed.
@@ -55,21 +59,23 @@ def _warc_documents(spec: InputSpec, file: SplitFile, raw: BinaryIO) -> Iterator
     except ImportError as error:
         raise ConfigError(f"web archives need FastWARC ({error}); pip install fastwarc") from error
     kinds = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-    last = -1
+    last, last_bad = -1, -1
     # a second pass goes on after a header that strict parsing refuses, in the lenient mode that seeks the next record
     for lenient in (False, True):
         raw.seek(0)
         try:
-            records = ArchiveIterator(raw, record_types=kinds, parse_http=True, quirks_mode=lenient, auto_decode="all")
+            records = ArchiveIterator(raw, record_types=kinds, parse_http=False, quirks_mode=lenient)
             for record in records:
                 if record.stream_pos <= last:
                     continue
                 last = record.stream_pos
-                document = _document_of_record(spec, file.name, record)
+                document = _checked_document(spec, file.name, record)
+                if isinstance(document, BadRecord):
+                    last_bad = last
                 if document is not None:
                     yield document
         except OSError as error:
-            if not lenient:
+            if not lenient and last_bad != max(last, 0):  # a body that breaks off stops the iterator, too
                 reason = "truncated" if _is_cut_off(error) else "bad_record"
                 yield BadRecord(file.name, max(last, 0), reason, f"after this record: {error}"[:120])
             continue
@@ -78,6 +84,54 @@ def _warc_documents(spec: InputSpec, file: SplitFile, raw: BinaryIO) -> Iterator
 
 def _is_cut_off(error: OSError) -> bool:
     return any(word in str(error).lower() for word in ("eof", "truncat", "unexpected end", "incomplete"))
+
+
+def _checked_document(spec: InputSpec, name: str, record: Any) -> RawDocument | BadRecord | None:
+    """Return a record's document if its digests allow; digests are over the bytes as stored, so before decoding."""
+    wrong = None
+    try:
+        if spec.options.get("digests", "check") == "check":
+            wrong = _wrong_digest(record)
+        if record.is_http:
+            record.parse_http(auto_decode="all")
+    except (OSError, ValueError, EOFError) as error:
+        return BadRecord(name, int(record.stream_pos), "bad_http", str(error)[:120])
+    document = _document_of_record(spec, name, record)
+    if wrong and isinstance(document, RawDocument):
+        return BadRecord(name, int(record.stream_pos), "wrong_digest", wrong)
+    return document
+
+
+def _wrong_digest(record: Any) -> str | None:
+    """Say which digest is wrong; None where one is right, or none can be checked.
+
+    A right payload outweighs a wrong block: crawlers rewrite HTTP heads, and some lose the chunking of bodies. The
+    payload is what stands behind the HTTP head as stored, so it is hashed here: the library's own check leaves a reader
+    that cannot decode any more. Records too large for a document are not hashed: they are refused for that.
+    """
+    block = record.headers.get("WARC-Block-Digest")
+    payload = record.headers.get("WARC-Payload-Digest") if record.is_http else None
+    if not (block or payload) or record.content_length > _MAX_HASHED_BYTES:
+        return None
+    if block and _algorithm(block) and record.verify_block_digest(consume=False):
+        return None
+    checked = block if block and _algorithm(block) else None
+    algorithm = _algorithm(payload or "")
+    if payload and algorithm:
+        record.freeze()
+        stored = record.reader.read()
+        record.reader.seek(0)
+        digest = hashlib.new(algorithm, stored.partition(b"\r\n\r\n")[2]).digest()
+        declared = payload.partition(":")[2].strip()
+        if declared.lower() == digest.hex() or declared.upper() == base64.b32encode(digest).decode():
+            return None
+        checked = checked or payload
+    return f"declares {checked}" if checked else None
+
+
+def _algorithm(digest: str) -> str | None:
+    name = digest.partition(":")[0].strip().lower().replace("-", "")
+    return name if name in ("sha1", "md5", "sha256", "sha512") else None
 
 
 def _document_of_record(spec: InputSpec, name: str, record: Any) -> RawDocument | BadRecord | None:

@@ -11,6 +11,8 @@ position inside its module for python_environment.
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -67,6 +69,7 @@ REASONS = {
     "bad_zip": "the archive or a member cannot be read",
     "bad_record": "a WARC or ARC record that cannot be parsed",
     "bad_http": "a capture whose HTTP head or body cannot be decoded",
+    "wrong_digest": "a WARC record whose bytes do not have the SHA-1 or MD5 that it declares",
     "bad_html": "the extraction library refuses the page",
     "bad_source": "a Python source file that cannot be parsed",
 }
@@ -102,7 +105,7 @@ class InputSpec:
     """Options of the format: see `refinery.io.input_options.FORMAT_OPTIONS`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SplitFile:
     """One input file as it was when the run was planned."""
 
@@ -117,11 +120,12 @@ class SplitFile:
 
 @dataclass(frozen=True)
 class Split:
-    """The work of one documents part: some whole files, or one range of one file, or named items."""
+    """The work of one documents part: some whole files, or one range or one share of one file, or named items."""
 
     files: tuple[SplitFile, ...]
     unit: str = "files"
-    """files | bytes | row_groups | items: what `start` and `end` count."""
+    """files | bytes | row_groups | items | shares: what `start` and `end` count. Share `start` of `end` of a file that
+    is read through by one task: the reader gives all of it, and the task fills the parts one after another."""
     start: int = 0
     end: int = -1
     """Exclusive; -1 with unit ``files``."""
@@ -129,6 +133,18 @@ class Split:
     """Names of pieces of the Python environment (unit ``items``)."""
     estimated_bytes: int = 0
     """Expected bytes of text: for progress and forecasts only."""
+
+    def pack(self) -> bytes:
+        """Return the split as compressed JSON: a plan of a million files travels to its tasks as some megabytes."""
+        fields: list[Any] = [[[f.path, f.name, f.size_bytes, f.version] for f in self.files]]
+        fields += [self.unit, self.start, self.end, list(self.items), self.estimated_bytes]
+        return zlib.compress(json.dumps(fields).encode(), 1)
+
+    @staticmethod
+    def unpack(packed: bytes) -> Split:
+        """Return what `pack` packed."""
+        files, unit, start, end, items, estimated = json.loads(zlib.decompress(packed))
+        return Split(tuple(SplitFile(*file) for file in files), unit, start, end, tuple(items), estimated)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the JSON fields that name this split's input: another value means that the part must be redone."""

@@ -31,6 +31,8 @@ def read_split(
 ) -> Iterator[RawDocument | BadRecord]:
     """Stream the documents and bad records of one split, in file order and in bounded memory.
 
+    Of the shares of a file the first gives everything, the others nothing: who reads them divides.
+
     Args:
         spec: the input.
         split: one of `plan_splits(spec, ...)`.
@@ -40,6 +42,8 @@ def read_split(
         ConfigError: the format is unknown, or a file contradicts the recipe (Parquet without the text column).
     """
     check_input(spec)
+    if split.unit == "shares" and split.start > 0:
+        return iter(())
     return _reader(spec.format)(spec, split, storage)
 
 

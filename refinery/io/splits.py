@@ -7,8 +7,10 @@ numbers, and with them all that follows, are the same on every machine.
 - Parquet: runs of row groups of about `part_bytes` of uncompressed text.
 - Everything else: whole files, small ones grouped until they are expected to hold `part_bytes` of text.
 
-A single compressed file cannot be entered in the middle. If it holds more than `part_bytes`, its part is larger than
-the others and takes longer; memory stays bounded, because readers stream and parts are written row group by row group.
+A file that cannot be entered in the middle (compressed, CSV, a list in JSON, a web archive) and is expected to hold
+more than `part_bytes` gets several parts, *shares* of it: one task reads it through and fills them one after another,
+so that memory stays bounded there and every later stage has parts of the usual size for all cores. How many: from the
+compression of its first megabytes, with a quarter to spare; the last share takes whatever is left.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinery.errors import ConfigError
-from refinery.io.compressed import CODECS, codec_of, open_raw
+from refinery.io.compressed import (
+    CODECS,
+    BrokenStreamError,
+    DecompressionLimits,
+    codec_of,
+    open_raw,
+    read_chunks,
+)
 from refinery.io.input_options import check_input
 from refinery.io.records import InputSpec, Split, SplitFile
 
@@ -44,8 +53,13 @@ FILE_SUFFIXES: dict[str, tuple[str, ...]] = {
 _FILE_COST_BYTES = 4096
 """Opening a file costs about as much as reading this many bytes: a million tiny files still spread over parts."""
 
-_EXPANSION = {None: 1.0, "gzip": 4.0, "bz2": 5.0, "xz": 5.0, "zstd": 4.0}
+_EXPANSION = {None: 1.0, "gzip": 4.0, "bz2": 5.0, "xz": 5.0, "zstd": 4.0, "lz4": 2.5}
 """Text bytes per stored byte, by codec."""
+
+_SAMPLE_BYTES = 16 << 20
+"""Decompressed bytes of a large file's beginning that tell its compression."""
+_SPARE_SHARES = 1.25
+"""A file whose beginning compresses this much worse than the rest still fills no share beyond `part_bytes`."""
 
 _WEB_EXPANSION = 0.4
 """Text bytes per stored byte of a packed WARC: 0.54 and 0.28 on a 2008 crawl and on 130 modern pages."""
@@ -79,7 +93,7 @@ def plan_splits(spec: InputSpec, part_bytes: int, storage: Mapping[str, Any] | N
     group: list[SplitFile] = []
     group_bytes = 0
     for file in files:
-        pieces = _pieces(spec, file, part_bytes, storage)
+        pieces = _pieces(spec, file, part_bytes, storage) or _shares(spec, file, part_bytes, storage)
         if pieces:
             splits.extend(pieces)
             continue
@@ -125,6 +139,36 @@ def _pieces(spec: InputSpec, file: SplitFile, part_bytes: int, storage: Mapping[
     count = -(-file.size_bytes // part_bytes)
     edges = [file.size_bytes * i // count for i in range(count + 1)]
     return [Split((file,), "bytes", a, b, estimated_bytes=b - a) for a, b in pairwise(edges)]
+
+
+def _shares(spec: InputSpec, file: SplitFile, part_bytes: int, storage: Mapping[str, Any] | None) -> list[Split]:
+    """Give a large file of many documents several parts; an empty list where it is one document, or small."""
+    one_document = spec.format == "html" or (spec.format == "text" and spec.options.get("unit", "file") == "file")
+    codec = codec_of(file.name)
+    expected = _text_bytes(spec, file) - _FILE_COST_BYTES
+    if spec.format == "parquet" or (one_document and not file.name.endswith(".zip")) or expected <= part_bytes:
+        return []
+    if codec and spec.format not in ("warc", "arc"):
+        expected = int(file.size_bytes * _compression(file, codec, storage))
+    count = -(-int(expected * _SPARE_SHARES) // part_bytes)
+    if expected <= part_bytes or count < 2:
+        return []
+    return [Split((file,), "shares", i, count, estimated_bytes=expected // count) for i in range(count)]
+
+
+def _compression(file: SplitFile, codec: str, storage: Mapping[str, Any] | None) -> float:
+    """Return decompressed over stored bytes of a file's beginning; the codec's usual one where it cannot be read."""
+    produced = 0
+    try:
+        with open_raw(file.path, storage) as raw:
+            for chunk in read_chunks(raw, codec, DecompressionLimits()):
+                produced += len(chunk)
+                if produced >= _SAMPLE_BYTES:
+                    break
+            stored = raw.tell()
+    except (BrokenStreamError, OSError):
+        return _EXPANSION[codec]
+    return produced / stored if stored else _EXPANSION[codec]
 
 
 def _row_group_splits(

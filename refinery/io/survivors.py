@@ -15,7 +15,7 @@ from refinery.errors import SchemaError
 from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.kernels.boundaries import cut_boundaries, pack_boundaries, unpack_boundaries
-from refinery.kernels.cuts import apply_cuts, kept_bytes
+from refinery.kernels.cuts import kept_bytes, without_bytes
 from refinery.kernels.text import TextViews, text_views
 
 WORDS = "words"
@@ -30,6 +30,8 @@ class Survivors:
     """int64: row numbers inside the part."""
     table: pa.Table
     """The columns asked for, text included, cuts applied; row i belongs to ``rows[i]``."""
+    is_cut: bool = False
+    """Whether earlier cuts took something out of a text of the slice: `text_hash` is that of the text as ingested."""
 
     def boundaries(self, views: TextViews) -> np.ndarray | None:
         """Return the word boundaries of the text, for `words.word_spans`, `signals.signals` and their like.
@@ -88,7 +90,8 @@ def read_survivors(
     Args:
         workdir: the run's folder.
         part: part number.
-        columns: document columns; ``text`` comes with every earlier cut applied, ``lang`` as `read_labels` has it.
+        columns: document columns; ``text`` comes with every earlier cut applied, and beside it ``num_bytes`` is what
+            they left; ``lang`` as `read_labels` has it, ``text_hash`` and ``num_chars`` as ingested.
             ``words`` beside ``text``: the bitmaps of its word boundaries that rules stored (large_binary, null for
             documents without Han), cuts applied, the first byte after a cut starting a word.
         upto: deciding stages before the caller, in order.
@@ -136,15 +139,19 @@ def _with_cuts(survivors: Survivors, cuts: pa.Table | None) -> Survivors:
     rows = cuts.column("doc_id").to_numpy() & 0xFFFFFFFF
     spans = (cuts.column("start").to_numpy(), cuts.column("end").to_numpy())
     views = text_views(survivors.table.column("text"))
-    text = apply_cuts(views, survivors.rows, rows, *spans)
+    kept = kept_bytes(views, survivors.rows, rows, *spans)
+    if kept is None:
+        return survivors
+    text = without_bytes(views, *kept)
     index = survivors.table.column_names.index("text")
     table = survivors.table.set_column(index, "text", text)
+    if "num_bytes" in table.column_names:
+        table = table.set_column(table.column_names.index("num_bytes"), "num_bytes", pa.array(kept[1]))
     flags = survivors.boundaries(views)
-    kept = kept_bytes(views, survivors.rows, rows, *spans) if flags is not None else None
-    if flags is not None and kept is not None:
+    if flags is not None:
         begin, end = int(views.offsets[0]), int(views.offsets[-1])
         left = cut_boundaries(flags[begin:end], kept[0])
         present = survivors.table.column(WORDS).is_valid().to_numpy()
         packed = pack_boundaries(text_views(text), left, present)
         table = table.set_column(table.column_names.index(WORDS), WORDS, packed)
-    return Survivors(survivors.rows, table)
+    return Survivors(survivors.rows, table, is_cut=True)

@@ -232,9 +232,9 @@ def _merge_all(  # noqa: PLR0913, PLR0917 - a kernel over shared arrays
     changes, groups, noted, sizes = scratch
     sizes[:] = 0
     for word in words:
-        changes = grown_2d(changes, 2 * np.int64(lengths[word]))
+        changes = grown_2d(changes, 2 * int(lengths[word]))
         length, found = _merge_word(
-            symbols, offsets[word], np.int64(lengths[word]), merge[0], merge[1], merge[2], changes
+            symbols, offsets[word], int(lengths[word]), merge[0], merge[1], merge[2], changes
         )
         lengths[word] = length
         while 4 * (num_keys + 2 * found) > 3 * len(keys):

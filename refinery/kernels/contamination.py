@@ -22,8 +22,8 @@ import numba
 import numpy as np
 
 from refinery.errors import ConfigError
-from refinery.kernels.shingles import BLOCK_WORDS, WORD_SEED, _decode, scan_table, scan_words
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import BLOCK_WORDS, WORD_SEED, decode, scan_table, scan_words
 
 ALGORITHM_VERSION = 1
 """Changes with the normalisation, the hashes, or which n-grams of an item are in the index."""
@@ -117,7 +117,7 @@ class Matches(NamedTuple):
 
 @functools.cache
 def unit_table(unit: str) -> np.ndarray:
-    """Return the scan table of a unit (`refinery.kernels.shingles.scan_table`), read-only.
+    """Return the scan table of a unit (`refinery.kernels.word_scan.scan_table`), read-only.
 
     Raises:
         ConfigError: the unit is unknown.
@@ -179,7 +179,7 @@ def _locate_words(
             if position < end:
                 code_point = np.uint32(data[position])
                 if code_point >= 0x80:
-                    code_point, width = _decode(data, position, end)
+                    code_point, width = decode(data, position, end)
                 kind = table[code_point] >> np.uint32(24) if code_point < len(table) else np.uint32(_MARK + 1)
             if in_word and kind != _WORD and kind <= _SINGLE:
                 starts[at], ends[at], in_word = word_start - first, word_end - first, False

@@ -15,8 +15,9 @@ from refinery.kernels.contamination import (
     window_power,
     word_positions,
 )
-from refinery.kernels.shingles import BLOCK_WORDS, WORD_SEED, keep_tail, scan_words
+from refinery.kernels.shingles import keep_tail
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import BLOCK_WORDS, WORD_SEED, scan_words
 
 _S6, _S63 = np.uint64(6), np.uint64(63)
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from refinery.errors import ConfigError
 from refinery.hashing import splitmix64
-from refinery.kernels.shingles import _decode, scan_table
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import decode, scan_table
 
 FORMAT_VERSION = 1
 """Changes with the normalisation, the spans or the hash."""
@@ -75,7 +75,7 @@ def _is_blank(data: np.ndarray, start: int, end: int, table: np.ndarray) -> bool
     while position < end:
         code_point, width = np.uint32(data[position]), 1
         if code_point >= 0x80:
-            code_point, width = _decode(data, position, end)
+            code_point, width = decode(data, position, end)
         if code_point >= len(table) or table[code_point] >> np.uint32(24) != _SPACE:
             return False
         position += width
@@ -92,7 +92,7 @@ def _absorb(
     while position < end:
         code_point, width = np.uint32(data[position]), 1
         if code_point >= 0x80:
-            code_point, width = _decode(data, position, end)
+            code_point, width = decode(data, position, end)
         position += width
         entry = table[code_point] if code_point < len(table) else np.uint32(0)
         kind = entry >> np.uint32(24)

@@ -5,11 +5,10 @@ The family is multiply-shift (Dietzfelbinger 1996), for a 32-bit shingle x and r
     h(x) = ((a * x + b) mod 2^64) >> 32
 
 The wrap modulo 2^64 is the definition, not an accident: libraries that document ``(a * x + b) mod p`` and compute it
-in 64 or 32 bits wrap first and hash with another function than the one they state. Because ``>> 32`` is monotone the
-loop keeps 64-bit minima and shifts once at the end; it runs along the shingles of a block for one hash at a time, a
-reduction that LLVM vectorises (``vpmullq``, ``vpminuq`` with AVX-512: 24.6 thousand million hashes a second on a Zen 5
-core; 5.1 with the two emulated by AVX2). A 32-bit `a` would take one ``vpmuludq`` (24.5 and 7.4), but is universal to
-one bit of output only.
+in 64 or 32 bits wrap first and hash with another function than the one they state. The minima run along the shingles
+of a block, a few hashes at a time (`multiply_shift`): 24.6 thousand million hashes a second on a Zen 5 core with
+AVX-512, 9.4 on a Zen 3 core with AVX2. A 32-bit `a` would save a third of the work, but is universal to one bit of
+output only.
 
 The estimator's variance is J (1 - J) / H. Hashes are nested: the first 112 of 256 are the 112 of a shorter signature.
 
@@ -27,18 +26,10 @@ import numpy as np
 
 from refinery.errors import ConfigError
 from refinery.hashing import splitmix64_array, stage_seed
-from refinery.kernels.shingles import (
-    BLOCK_WORDS,
-    WORD_SEED,
-    check_shingle_size,
-    check_shingles,
-    keep_tail,
-    roll_shingles,
-    scan_segmented,
-    scan_table,
-    scan_words,
-)
+from refinery.kernels.multiply_shift import HASHES_PER_PASS, lower_minima, lower_minima_wide, multiplies_wide_lanes
+from refinery.kernels.shingles import check_shingle_size, check_shingles, keep_tail, roll_shingles
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import BLOCK_WORDS, WORD_SEED, scan_segmented, scan_table, scan_words
 from refinery.kernels.words import boundary_flags
 
 FORMAT_VERSION = 1
@@ -47,9 +38,6 @@ FORMAT_VERSION = 1
 EMPTY = np.uint32(0xFFFFFFFF)
 """Every entry of the signature of a document without shingles. Such a document is no candidate for anything."""
 
-_ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
-_S32 = np.uint64(32)
-_LANES = 32  # blocks are padded to a multiple of it with repeats, which leave a minimum as it is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,32 +89,19 @@ def _check_num_hashes(num_hashes: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _lower_minima(block: np.ndarray, count: int, family: np.ndarray, minima: np.ndarray) -> None:
-    """Lower 64-bit minima by the first `count` shingles of a block (count > 0; the block has room for the padding)."""
-    padded = (count + _LANES - 1) // _LANES * _LANES
-    for k in range(count, padded):
-        block[k] = block[0]
-    xs = block[:padded]
-    for j in range(family.shape[1]):
-        a_j, b_j = family[0, j], family[1, j]
-        lowest = minima[j]
-        for k in range(padded):
-            lowest = min(lowest, a_j * np.uint64(xs[k]) + b_j)
-        minima[j] = lowest
-
-
-@numba.njit(cache=True, nogil=True)
-def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, family: np.ndarray, out: np.ndarray) -> None:
+def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, wide: bool, family: np.ndarray, out: np.ndarray) -> None:
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
-    minima = np.empty(family.shape[1], dtype=np.uint64)
+    minima = np.empty(family.shape[1], dtype=np.uint32)
     for doc in range(len(offsets) - 1):
-        minima[:] = _ALL_ONES
+        minima[:] = EMPTY
         for first in range(offsets[doc], offsets[doc + 1], BLOCK_WORDS):
             count = min(BLOCK_WORDS, offsets[doc + 1] - first)
             block[:count] = hashes[first : first + count]
-            _lower_minima(block, count, family, minima)
-        for j in range(family.shape[1]):
-            out[doc, j] = minima[j] >> _S32
+            if wide:
+                lower_minima_wide(block, count, family, minima)
+            else:
+                lower_minima(block, count, family, minima)
+        out[doc] = minima[: out.shape[1]]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -135,16 +110,17 @@ def _sign_text(
     flags: np.ndarray,
     table: np.ndarray,
     size: int,
+    wide: bool,
     family: np.ndarray,
     out: np.ndarray,
-    num_shingles: np.ndarray,
-) -> None:
+) -> np.ndarray:
     offsets, data = views.offsets, views.data
+    num_shingles = np.zeros(len(offsets) - 1, dtype=np.int64)
     words = np.empty(BLOCK_WORDS + size - 1, dtype=np.uint64)
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
-    minima = np.empty(family.shape[1], dtype=np.uint64)
+    minima = np.empty(family.shape[1], dtype=np.uint32)
     for doc in range(len(offsets) - 1):
-        minima[:] = _ALL_ONES
+        minima[:] = EMPTY
         position, end, filled, total = offsets[doc], offsets[doc + 1], 0, 0
         while position < end:
             if len(flags):
@@ -152,13 +128,20 @@ def _sign_text(
             else:
                 filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
             count = roll_shingles(words, filled, size, block, 0)
-            if count > 0:
-                _lower_minima(block, count, family, minima)
+            if count > 0 and wide:
+                lower_minima_wide(block, count, family, minima)
+            elif count > 0:
+                lower_minima(block, count, family, minima)
             total += count
             filled = keep_tail(words, filled, size)
         num_shingles[doc] = total
-        for j in range(family.shape[1]):
-            out[doc, j] = minima[j] >> _S32
+        out[doc] = minima[: out.shape[1]]
+    return num_shingles
+
+
+def _padded_family(num_hashes: int, seed: int) -> np.ndarray:
+    """Return the family filled up to whole passes; hashes are nested, so the first ones are the ones asked for."""
+    return hash_family(-(-num_hashes // HASHES_PER_PASS) * HASHES_PER_PASS, seed)
 
 
 def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: int, seed: int) -> np.ndarray:
@@ -176,9 +159,9 @@ def signatures(shingle_offsets: np.ndarray, shingles: np.ndarray, num_hashes: in
         SchemaError: the arrays are of other types.
     """
     check_shingles(shingle_offsets, shingles)
-    family = hash_family(num_hashes, seed)
+    _check_num_hashes(num_hashes)
     out = np.empty((len(shingle_offsets) - 1, num_hashes), dtype=np.uint32)
-    _sign_shingles(shingle_offsets, shingles, family, out)
+    _sign_shingles(shingle_offsets, shingles, multiplies_wide_lanes(), _padded_family(num_hashes, seed), out)
     return out
 
 
@@ -197,11 +180,10 @@ def signatures_of_text(views: TextViews, config: MinHashConfig, boundaries: np.n
         SchemaError: `boundaries` has another length than the text.
     """
     flags = boundary_flags(views, boundaries)
-    family = hash_family(config.num_hashes, config.seed)
+    family = _padded_family(config.num_hashes, config.seed)
     out = np.empty((views.num_docs, config.num_hashes), dtype=np.uint32)
-    num_shingles = np.zeros(views.num_docs, dtype=np.int64)
-    table = scan_table(config.unit)
-    _sign_text(views, flags, table, config.shingle_size, family, out, num_shingles)
+    wide, table = multiplies_wide_lanes(), scan_table(config.unit)
+    num_shingles = _sign_text(views, flags, table, config.shingle_size, wide, family, out)
     return Signatures(out, num_shingles)
 
 

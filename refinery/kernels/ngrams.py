@@ -1,6 +1,6 @@
 r"""Hashed bags of words and word pairs: the features of importance resampling.
 
-A document becomes its lower-cased words (`shingles.scan_words`: punctuation separates, a character of an unspaced
+A document becomes its lower-cased words (`word_scan.scan_words`: punctuation separates, a character of an unspaced
 script such as Han is a word) and every pair of neighbours; each goes to one of `num_buckets` buckets:
 
     x      = w                        for a word hash w
@@ -13,7 +13,7 @@ commas in WikiText) decides its weights; so here punctuation carries nothing and
 with word boundaries (`segmentation`), every Chinese word is one: then the words of `preparation` are scanned.
 
 Bags are never materialised: one pass adds counts, or sums a table's entries. Values are the same on every machine; they
-follow the Unicode tables of the running Python (`shingles.table_digest`).
+follow the Unicode tables of the running Python (`word_scan.table_digest`).
 
 Shape legend: D documents, B buckets.
 """
@@ -29,8 +29,8 @@ import numpy as np
 
 from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.preparation import prepare
-from refinery.kernels.shingles import BLOCK_WORDS, WORD_SEED, scan_table, scan_words
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import BLOCK_WORDS, WORD_SEED, scan_table, scan_words
 
 FORMAT_VERSION = 1
 """Changes with any change to the formula above or to the scan."""

@@ -5,7 +5,7 @@ right and are wrong. So each preparation has a name and a version, and the card 
 (`fasttext_model`).
 
 - ``words`` (own models): lower-cased words, symbols and characters of unspaced scripts (Han, kana, Thai …), one blank
-  between tokens; words and folding as in `shingles.scan_words`. A run of one symbol is one token of at most three
+  between tokens; words and folding as in `word_scan.scan_words`. A run of one symbol is one token of at most three
   characters. ``__label__`` and ``</s>`` cannot occur. ChineseWebText segments with jieba; characters with word pairs
   carry the same signal and need no dictionary.
 - ``segmented`` (own models): the same, but characters of Chinese text stand in the words that the project's own
@@ -28,8 +28,8 @@ from refinery.kernels.char_classes import PUNCT, SPACE, class_table, decode
 from refinery.kernels.segmentation import ALGORITHM_VERSION as SEGMENTATION_VERSION
 from refinery.kernels.segmentation import segment_han
 from refinery.kernels.segmentation_dictionary import dictionary_identity
-from refinery.kernels.shingles import scan_table, table_digest
 from refinery.kernels.text import TextViews, views_of
+from refinery.kernels.word_scan import scan_table, table_digest
 from refinery.kernels.words import boundary_flags
 
 PREPARATIONS = {"words": 1, "segmented": 1, "one_line": 1}

@@ -8,11 +8,13 @@ above `max`, as the sources do. `langs` and `scripts` say where a rule holds:
 - ``scripts: spaced | cjk | any`` (default any), from the text itself: a document is *cjk* when Han and kana make up at
   least `CJK_MIN_FRAC` of its non-space characters. This keeps rules that presuppose spaces between words (English
   stop words, word lengths of 3 to 10) from cutting every Chinese document, with no language column at all.
+
+A preset may also list line rules under ``lines`` (`line_preset`): they cut single lines. Its document rules then judge
+what the lines left. Two signals are theirs alone: `LINE_SIGNALS`, of what the same preset's line rules took out.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -21,13 +23,22 @@ from typing import Any, NamedTuple
 import yaml
 
 from refinery.errors import ConfigError
+from refinery.kernels.line_preset import line_rule
+from refinery.kernels.line_rules import LineRule
+from refinery.kernels.preset_checks import bounds, check_keys, check_unique, near, scope
 from refinery.kernels.signals_catalog import SIGNALS
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 
 CJK_MIN_FRAC = 0.3
 """Share of Han and kana from which a document counts as CJK; ChineseWebText's own bound for Chinese text is 0.30."""
 
-_SCRIPTS = ("any", "spaced", "cjk")
-_PRESET_KEYS = ("name", "doc", "rules")
+LINE_SIGNALS: dict[str, str] = {
+    "cut_word_frac": "words between white space that the preset's line rules took out, of all of the document's",
+    "cut_byte_frac": "bytes that they took out, of all",
+}
+"""Signals of a preset's own line rules; stored under ``PRESET.SIGNAL``."""
+
+_PRESET_KEYS = ("name", "doc", "lines", "rules")
 _RULE_KEYS = ("name", "signal", "min", "max", "source", "scripts", "langs")
 
 
@@ -53,6 +64,8 @@ class Preset(NamedTuple):
     name: str
     doc: str
     rules: tuple[Rule, ...]
+    lines: tuple[LineRule, ...] = ()
+    """Line rules, in the order in which a line meets them."""
 
 
 def preset_names() -> list[str]:
@@ -78,7 +91,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     else:
         known = preset_names()
         if text not in known:
-            raise ConfigError(f"unknown preset {text!r}{_near(text, known)}; presets: {', '.join(known)}, "
+            raise ConfigError(f"unknown preset {text!r}{near(text, known)}; presets: {', '.join(known)}, "
                               "or a path that ends in .yaml")  # fmt: skip
         content = (resources.files("refinery.kernels") / "presets" / f"{text}.yaml").read_text(encoding="utf-8")
     try:
@@ -97,66 +110,42 @@ def load_rules(names_or_paths: Iterable[str | Path]) -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for name_or_path in names_or_paths:
         rules.extend(load_preset(name_or_path).rules)
-    _unique([rule.name for rule in rules])
+    check_unique([rule.name for rule in rules])
     return tuple(rules)
 
 
 def _preset(raw: Any, where: str) -> Preset:
     if not isinstance(raw, dict):
         raise ConfigError(f"preset {where!r} must be a mapping with the keys {', '.join(_PRESET_KEYS)}")
-    _check_keys(raw, _PRESET_KEYS, f"preset {where!r}")
-    name, entries = raw.get("name"), raw.get("rules")
-    if not isinstance(name, str) or not isinstance(entries, list) or not entries:
-        raise ConfigError(f"preset {where!r} needs 'name' (text) and 'rules' (a list with at least one rule)")
-    rules = tuple(_rule(entry, name, position) for position, entry in enumerate(entries))
-    _unique([rule.name for rule in rules])
-    return Preset(name, str(raw.get("doc", "")), rules)
+    check_keys(raw, _PRESET_KEYS, f"preset {where!r}")
+    name, entries, lines = raw.get("name"), raw.get("rules", []), raw.get("lines", [])
+    if not isinstance(name, str) or not all(isinstance(e, list) for e in (entries, lines)) or not (entries or lines):
+        raise ConfigError(
+            f"preset {where!r} needs 'name' (text), and 'rules' or 'lines' (a list with at least one rule)"
+        )
+    if lines and "." in name:
+        raise ConfigError(f"preset {name!r} has line rules, whose columns are named PRESET.SIGNAL; leave the dot out")
+    line_rules = tuple(line_rule(entry, name, position) for position, entry in enumerate(lines))
+    rules = tuple(_rule(entry, name, position, has_lines=bool(lines)) for position, entry in enumerate(entries))
+    check_unique([*(rule.name for rule in rules), *(line.name for line in line_rules)])
+    return Preset(name, str(raw.get("doc", "")), rules, line_rules)
 
 
-def _rule(raw: Any, preset: str, position: int) -> Rule:
+def _rule(raw: Any, preset: str, position: int, *, has_lines: bool) -> Rule:
     where = f"rule {position} of preset {preset!r}"
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must be a mapping with the keys {', '.join(_RULE_KEYS)}")
-    _check_keys(raw, _RULE_KEYS, where)
+    check_keys(raw, _RULE_KEYS, where)
     missing = [key for key in ("name", "signal", "source") if not isinstance(raw.get(key), str)]
     if missing:
         raise ConfigError(f"{where} lacks {', '.join(missing)} (text); every rule names its signal and its citation")
     where = f"rule {preset}.{raw['name']}"
-    known = [spec.name for spec in SIGNALS]
-    if raw["signal"] not in known:
-        raise ConfigError(f"{where}: unknown signal {raw['signal']!r}{_near(raw['signal'], known)}")
-    low, high = _bound(raw.get("min"), where), _bound(raw.get("max"), where)
-    if (low is None and high is None) or (low is not None and high is not None and low > high):
-        raise ConfigError(f"{where}: min {low} and max {high} give no range to keep; set min, max, or min <= max")
-    scripts = raw.get("scripts", "any")
-    if scripts not in _SCRIPTS:
-        raise ConfigError(f"{where}: scripts is {scripts!r}; use one of {', '.join(_SCRIPTS)}")
-    langs = raw.get("langs", [])
-    if not isinstance(langs, list) or not all(isinstance(lang, str) for lang in langs):
-        raise ConfigError(f"{where}: langs must be a list of codes such as [en, de], not {langs!r} (quote 'no')")
-    return Rule(f"{preset}.{raw['name']}", raw["signal"], low, high, raw["source"], scripts, tuple(langs))
-
-
-def _bound(value: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # noqa: PLR0124 (NaN)
-        raise ConfigError(f"{where}: bound {value!r} is not a number; leave the key out to have no bound")
-    return float(value)
-
-
-def _check_keys(raw: dict[Any, Any], known: tuple[str, ...], where: str) -> None:
-    for key in raw:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{_near(str(key), known)}; keys: {', '.join(known)}")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" (near: {', '.join(near)})" if near else ""
-
-
-def _unique(names: list[str]) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConfigError(f"rule names must differ, these repeat: {', '.join(repeated)}; rename one of each")
+    known = [*(spec.name for spec in SIGNALS), *(spec.name for spec in DATATROVE_SIGNALS)]
+    known += LINE_SIGNALS if has_lines else ()
+    signal = raw["signal"]
+    if signal not in known:
+        raise ConfigError(f"{where}: unknown signal {signal!r}{near(signal, known)}")
+    low, high = bounds(raw, where)
+    scripts, langs = scope(raw, where)
+    stored = f"{preset}.{signal}" if signal in LINE_SIGNALS else signal
+    return Rule(f"{preset}.{raw['name']}", stored, low, high, raw["source"], scripts, langs)

@@ -87,7 +87,7 @@ def _letters_end(data: np.ndarray, at: int, end: int, classes: np.ndarray) -> in
             # No carry crosses bytes: both sums stay under 256.
             others = ~((low + _FROM_A) & ~(low + _PAST_Z) & ~eight) & _HIGH
             if others:
-                stop = min(at + np.int64(trailing_zeros(others) >> _THREE), end)
+                stop = min(at + int(np.int64(trailing_zeros(others) >> _THREE)), end)
                 if stop < end and data[stop] >= 0x80:
                     at = stop
                     code, size = char_at(data, at)

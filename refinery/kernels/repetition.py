@@ -17,6 +17,7 @@ import numpy as np
 
 from refinery.hashing import splitmix64
 
+_ONE = np.uint64(1)
 FIRST_TOP, LAST_TOP = 2, 4
 """Orders of which the characters of the most frequent n-gram are counted."""
 FIRST_DUP, LAST_DUP = 5, 10
@@ -51,18 +52,22 @@ def first_positions(
         first: int32 output, shape (count,): first position of the same key.
         occurrences: int32 output: ``occurrences[p]`` for a first position p is the number of equal keys.
     """
-    mask = table_mask(count)
-    table[: mask + 1] = -1
+    mask = np.uint64(table_mask(count))
+    table[: mask + _ONE] = -1
     for i in range(count):
         key = keys[i]
-        slot = np.int64(key & np.uint64(mask))
-        while table[slot] >= 0 and keys[table[slot]] != key:
-            slot = (slot + 1) & mask
-        if table[slot] < 0:
+        slot = key & mask  # unsigned: a signed index costs a test for a negative one
+        found = table[slot]
+        while found >= 0 and keys[np.uint32(found)] != key:
+            slot = (slot + _ONE) & mask
+            found = table[slot]
+        if found < 0:
             table[slot] = i
-            occurrences[i] = 0
-        first[i] = table[slot]
-        occurrences[table[slot]] += 1
+            first[i] = i
+            occurrences[i] = 1
+        else:
+            first[i] = found
+            occurrences[np.uint32(found)] += 1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -107,19 +112,23 @@ def next_order(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
         if i + n <= num_words and repeated[i + 1] >= 0:
             candidates[num_candidates] = i
             num_candidates += 1
-    mask = table_mask(num_candidates)
-    table[: mask + 1] = -1
+    mask, last = np.uint64(table_mask(num_candidates)), np.uint32(n - 1)
+    table[: mask + _ONE] = -1
     for j in range(num_candidates):
-        i = candidates[j]
-        head, tail = repeated[i], word_ids[i + n - 1]
-        slot = np.int64(splitmix64((np.uint64(head) << np.uint64(32)) | np.uint64(tail)) & np.uint64(mask))
-        while table[slot] >= 0 and (repeated[table[slot]] != head or word_ids[table[slot] + n - 1] != tail):
-            slot = (slot + 1) & mask
-        if table[slot] < 0:
+        i = np.uint32(candidates[j])
+        head, tail = repeated[i], word_ids[i + last]
+        slot = splitmix64((np.uint64(head) << np.uint64(32)) | np.uint64(tail)) & mask
+        found = table[slot]
+        while found >= 0 and (repeated[np.uint32(found)] != head or word_ids[np.uint32(found) + last] != tail):
+            slot = (slot + _ONE) & mask
+            found = table[slot]
+        if found < 0:
             table[slot] = i
-            occurrences[i] = 0
-        first[i] = table[slot]
-        occurrences[table[slot]] += 1
+            first[i] = i
+            occurrences[i] = 1
+        else:
+            first[i] = found
+            occurrences[np.uint32(found)] += 1
     for j in range(num_positions):
         repeated[positions[j]] = -1
     kept = 0

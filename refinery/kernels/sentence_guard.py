@@ -20,6 +20,7 @@ import numpy as np
 import xxhash
 
 from refinery.errors import DataError
+from refinery.kernels.sentence_guard_words import enumerators, is_number_word, negated_words
 
 NUMBERS, NEGATION, DUTY, NAMES, ROLES = 1, 2, 4, 8, 16
 """Bits of a veto."""
@@ -32,18 +33,14 @@ def _words_of(listed: str) -> frozenset[str]:
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*%?|[零〇一二三四五六七八九十百千万亿两壹贰叁肆伍陆柒捌玖拾]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[^\W_]+")
 _TITLE = re.compile(r"《[^》]*》|「[^」]*」|“[^”]*”")
-_NUMBER_WORDS = _words_of(
-    "zero one two three four five six seven eight nine ten eleven twelve hundred thousand million billion half twice "
-    "first second third fourth fifth sixth seventh eighth ninth tenth last "
-    "zwei drei vier fünf sechs sieben acht neun zehn elf zwölf hundert tausend million milliarde erste zweite dritte "
-    "deux trois quatre cinq sept huit neuf dix onze douze cent mille premier première deuxième troisième "
-    "один два три четыре пять шесть семь восемь девять десять сто тысяча первый второй третий"
-)
 _NEGATIONS = _words_of(
     "not no never none nor neither without cannot nothing nobody nowhere unless except hardly un non "
+    "rarely seldom barely scarcely fail fails failed failing refuse refuses refused lack lacks lacked lacking "
+    "prevent prevents prevented deny denies denied exclude excludes excluded excluding instead "
     "nicht kein keine keinen keinem keiner keines nie niemals ohne weder nein nichts niemand außer "
-    "ne pas jamais aucun aucune sans ni rien sauf "
-    "не ни нет без никогда нельзя никто ничего кроме"
+    "keinerlei keinesfalls keineswegs nirgends kaum fehlt fehlen verweigert ausgenommen ausgeschlossen statt anstatt "
+    "ne pas jamais aucun aucune sans ni rien sauf guère nul nulle nullement aucunement hormis excepté faute refuse "
+    "не ни нет без никогда нельзя никто ничего кроме ничто нигде никак никакой никакого едва отсутствует вместо"
 )
 _NEGATION_ENDINGS = ("n't", "n’t")
 _NEGATION_STARTS = ("n'", "n’")
@@ -86,7 +83,7 @@ _AGENTS = _words_of("by von durch par кем")
 _AGENTS_ZH = re.compile("[被由把将]")
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _CODE = re.compile(r"(?=.*[^\W\d_])(?=.*\d).+")  # letters and digits in one word: B12, Covid19
-_HEADER = 10  # five digests, whether the first word has a capital, and four lengths
+_HEADER = 11  # five digests, whether the first word has a capital, and five lengths
 
 
 def _words(text: str) -> list[str]:
@@ -105,13 +102,14 @@ def guard_features(text: str) -> np.ndarray:
     """Return what the guard knows of a sentence, as hashes: uint64; not the text, and not to be turned back into it.
 
     Layout: digests of numbers, negations, duties, parties and agents ("by"); 1 if the first word has a capital; then
-    four lengths and the hashes of names behind the first word, of all words folded, of the words in their order (a Han
-    character is a word there), and of pronouns and directions.
+    five lengths and the hashes of names behind the first word, of all words folded, of the words in their order (a Han
+    character is a word there), of pronouns and directions, and of words whose opposite is there ("unlawful": lawful).
     """
     clean = unicodedata.normalize("NFKC", text)
     words = _words(clean)
     folded = [word.casefold() for word in words]
-    numbers = Counter(_NUMBER.findall(clean)) + Counter(word for word in folded if word in _NUMBER_WORDS)
+    numbers = Counter(_NUMBER.findall(clean)) + Counter(filter(is_number_word, folded))
+    numbers += Counter(enumerators(clean))
     negations = Counter(_NEGATIONS_ZH.findall(clean))
     for word in folded:
         if word in _NEGATIONS or word.endswith(_NEGATION_ENDINGS) or word.startswith(_NEGATION_STARTS):
@@ -127,8 +125,9 @@ def guard_features(text: str) -> np.ndarray:
     agents = Counter(_AGENTS_ZH.findall(clean)) + Counter(word for word in folded if word in _AGENTS)
     digests = [_digest(counted) for counted in (numbers, negations, duties, parties, agents)]
     related = sorted(_hash(f"{word} {k}") for word, count in relations.items() for k in range(count))
-    lengths = [len(names), len(folded), len(order), len(related)]
-    hashes = [*sorted(names), *map(_hash, folded), *map(_hash, order), *related]
+    negated = sorted({_hash(other) for word in folded for other in negated_words(word)})
+    lengths = [len(names), len(folded), len(order), len(related), len(negated)]
+    hashes = [*sorted(names), *map(_hash, folded), *map(_hash, order), *related, *negated]
     return np.array([*digests, int(capital), *lengths, *hashes], dtype=np.uint64)
 
 
@@ -146,7 +145,10 @@ def features_veto(left: np.ndarray, right: np.ndarray) -> int:
     ours, theirs = _unpacked(left), _unpacked(right)
     numbers, negations, duties, parties, agents = (a != b for a, b in zip(ours[0][:5], theirs[0][:5], strict=True))
     bits = NUMBERS * numbers | NEGATION * negations | DUTY * duties | NAMES * parties | ROLES * agents
-    (_, names_a, a, order_a, related_a), (_, names_b, b, order_b, related_b) = ours, theirs
+    (_, names_a, a, order_a, related_a, against_a), (_, names_b, b, order_b, related_b, against_b) = ours, theirs
+    counts_a, counts_b = Counter(a), Counter(b)
+    if any(counts_b[w] > counts_a[w] for w in against_a) or any(counts_a[w] > counts_b[w] for w in against_b):
+        bits |= NEGATION  # lawful / unlawful
     # A name that the other side writes in small letters is there all the same.
     if set(names_a).difference(b, names_b) or set(names_b).difference(a, names_a):
         bits |= NAMES
@@ -157,7 +159,7 @@ def features_veto(left: np.ndarray, right: np.ndarray) -> int:
 
 
 def _unpacked(features: np.ndarray) -> tuple[list[int], ...]:
-    """Return the head, then the hashes of names, words, order and relations."""
+    """Return the head, then the hashes of names, words, order, relations and negated words."""
     values = features.tolist()
     bounds = np.cumsum([_HEADER, *values[6:_HEADER]]).tolist() if len(values) >= _HEADER else [-1]
     if bounds[-1] != len(values):

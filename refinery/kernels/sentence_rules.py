@@ -306,7 +306,7 @@ def classify_line(data: np.ndarray, start: int, end: int) -> int:
     """Return what the line at `start` is, by its first characters (end: of the document)."""
     i = start
     indent = 0
-    while i < end and (data[i] == 0x20 or data[i] == 0x09 or data[i] == 0x0D):
+    while i < end and data[i] != 0x0A and (data[i] == 0x20 or (data[i] >= 0x09 and data[i] <= 0x0D)):
         indent += 4 if data[i] == 0x09 else 1
         i += 1
     if i >= end or data[i] == 0x0A:
@@ -316,11 +316,11 @@ def classify_line(data: np.ndarray, start: int, end: int) -> int:
         if i + 3 < end and b == 0xE2 and data[i + 1] == 0x80 and data[i + 2] in (0x93, 0x94, 0x95, 0xA2):
             return ITEM  # – — ― •
         width = space_width(data, i, end)
-        while width > 0 and i + width < end:
+        while width > 0:
             i += width
-            width = space_width(data, i, end)
-            if data[i] == 0x0A:
+            if i >= end or data[i] == 0x0A:
                 return BLANK
+            width = space_width(data, i, end)
         return PROSE
     if (b in (0x60, 0x7E)) and i + 2 < end and data[i + 1] == b and data[i + 2] == b:
         return FENCE

@@ -9,8 +9,9 @@ single newline ends a sentence unless the text reads on: the next line begins wi
 before has 40 to 120 characters (hard-wrapped text) and does not end a sentence by the rules below.
 
 Terminals. A run of ``. ! ? …`` with the closing quotes and brackets behind it ends a sentence before white space,
-unless what follows is lower case after a quote or a dash (direct speech), or a full stop stands behind an initial, a
-listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with closing quotes end one anywhere;
+unless what follows is lower case after a quote or a dash (direct speech) or an exclamation ("Oh! my dear"), or a full
+stop stands behind an initial, a listed abbreviation (en de fr ru), an ordinal, or a list number. ``。！？；`` with
+closing quotes end one anywhere;
 ``…`` does before white space or behind a closing quote, since ``……`` is a pause more often than an end.
 
 White space behind a sentence belongs to it, up to the start of the next sentence's line: removing a span removes whole
@@ -21,6 +22,7 @@ Shape legend: D documents, N bytes, S sentences.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numba
@@ -52,11 +54,14 @@ from refinery.kernels.sentence_rules import (
 from refinery.kernels.shingles import words_hash
 from refinery.kernels.text import TextViews
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes with any change of the rules: spans and hashes of sentences are stored."""
 
 WRAP_MIN_CHARS, WRAP_MAX_CHARS = 40, 120
 """A line in these bounds may be one of hard-wrapped prose; shorter are titles, longer are whole paragraphs."""
+
+
+_BLOCK = re.compile(r"[ \t\r]*(?:```|~~~|\|)|(?: {4}| {0,3}\t)")
 
 
 class SentenceSpans(NamedTuple):
@@ -122,9 +127,10 @@ def _behind_terminal(
 ) -> tuple[bool, int]:
     """Look at the run of terminals at i: (whether a sentence ends behind it, first byte behind it and its closers)."""
     width, kind = terminal_at(data, i, end)
-    stop, run, wide, hard, ellipsis = i, 0, False, False, True
+    stop, run, wide, hard, ellipsis, exclaims = i, 0, False, False, True, True
     while width > 0:
         run += 1
+        exclaims = exclaims and data[i] == 0x21
         wide = wide or kind == 4
         ellipsis = ellipsis and kind == 3
         hard = hard or kind == 2
@@ -158,8 +164,11 @@ def _behind_terminal(
     following, next_word, dash = what_follows(data, k, end, letters)
     if following == NEXT_END or (following == NEXT_LOWER and (quoted or dash)):
         return following == NEXT_END, i
+    hard = hard and not (exclaims and following == NEXT_LOWER)  # Oh! my dear
     if run > 1 or ellipsis:  # ... and … are pauses before lower case
         return hard or following != NEXT_LOWER, i
+    if exclaims:
+        return hard, i
     return hard or full_stop_ends(data, begin, stop, end, following, next_word, letters, words), i
 
 
@@ -287,6 +296,15 @@ def sentence_spans(views: TextViews) -> SentenceSpans:
     filled = doc_offsets[:-1][np.diff(doc_offsets) > 0]
     starts[filled] = 0
     return SentenceSpans(doc_offsets, starts, ends)
+
+
+def is_block(sentence: str) -> bool:
+    """Tell whether a sentence begins as a block does: fenced code, a table row, a line indented by four.
+
+    Blocks repeat as blocks or not at all. A model of sentences does not read them: ``let x`` and ``let mut x`` are the
+    same to it, and no guard knows the difference.
+    """
+    return _BLOCK.match(sentence) is not None
 
 
 def sentence_views(views: TextViews, spans: SentenceSpans) -> TextViews:

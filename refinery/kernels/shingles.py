@@ -19,10 +19,7 @@ Shape legend: D documents, N bytes, S shingles.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
-import unicodedata
 from typing import NamedTuple
 
 import numba
@@ -31,32 +28,16 @@ import numpy as np
 from refinery.errors import ConfigError, SchemaError
 from refinery.hashing import splitmix64
 from refinery.kernels.text import TextViews
+from refinery.kernels.word_scan import BLOCK_WORDS, UNITS, WORD_SEED, scan_segmented, scan_table, scan_words
 from refinery.kernels.words import boundary_flags
 
 FORMAT_VERSION = 1
 """Changes with any change to the normalisation or to the formulas above."""
 
-UNITS = ("words", "chars")
-BLOCK_WORDS = 2048
-"""Words scanned per step: their hashes (16 KB) stay in the first-level cache, and no document needs more memory."""
-
-WORD_SEED = np.uint64(0x2545F4914F6CDD1D)
-"""First value of every word hash of a shingle."""
 _SECOND_SEED = np.uint64(0x8CB92BA72F3D8DD7)
-_P = np.uint64(0x9FB21C651E98DF25)
-_Q = np.uint64(0xD6E8FEB86659FD93)
 _M = np.uint64(0xA0761D6478BD642F)
 _R = np.uint64(0xE7037ED1A0B428DB)
 _S32 = np.uint64(32)
-
-# Kinds of code points, in the top byte of the scan table; the low 24 bits hold the folded code point.
-_BREAK, _WORD, _SINGLE, _MARK, _SKIP = range(5)
-_TABLE_SIZE = 0x40000  # planes 0-3 hold every letter; above lie tags, variation selectors and private use: skipped
-_UNSPACED = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3021, 0x3029), (0x3040, 0x312F),
-    (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F),
-    (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
-)  # fmt: skip
 
 
 class Shingles(NamedTuple):
@@ -77,178 +58,6 @@ class WordsHash(NamedTuple):
     """int64, shape (D,): 0 means that there was nothing to hash; such documents all share one value."""
 
 
-def _fold(character: str) -> int:
-    """Return the simple case folding of one character: the first single-code-point form of casefold, lower, itself."""
-    for form in (character.casefold(), character.lower()):
-        if len(form) == 1:
-            return ord(form)
-    return ord(character)
-
-
-def _kind_of(code_point: int, category: str, unit: str) -> int:
-    if category[0] == "Z" or category in ("Cc", "Cs") or code_point == 0x200B:
-        return _BREAK
-    if category == "Cf":  # soft hyphen, joiners, byte order mark, direction marks: invisible, so they change nothing
-        return _SKIP
-    if unit == "chars":
-        return _SINGLE
-    if category[0] not in "LNM":
-        return _BREAK
-    if any(first <= code_point <= last for first, last in _UNSPACED):
-        return _SINGLE
-    # A mark continues a word but begins none: the variation selector behind an emoji is not a word.
-    return _MARK if category[0] == "M" else _WORD
-
-
-@functools.cache
-def scan_table(unit: str) -> np.ndarray:
-    """Return the table that the scanner reads: kind << 24 | folded code point, for code points below 2^18.
-
-    It follows the Unicode version of the running Python (`table_digest` names it): text of characters that were
-    assigned before Unicode 14 hashes the same everywhere.
-
-    Returns: uint32, shape (262144,), read-only. Cost: 0.1-0.3 s, once per process and unit.
-
-    Raises:
-        ConfigError: the unit is unknown.
-    """
-    if unit not in UNITS:
-        raise ConfigError(f"shingle unit {unit!r} is unknown; choose one of {', '.join(UNITS)}")
-    table = np.empty(_TABLE_SIZE, dtype=np.uint32)
-    for code_point in range(_TABLE_SIZE):
-        character = chr(code_point)
-        kind = _kind_of(code_point, unicodedata.category(character), unit)
-        table[code_point] = (kind << 24) | _fold(character)
-    table.flags.writeable = False
-    return table
-
-
-def table_digest(unit: str) -> str:
-    """Return 16 hex digits that change when the scan table does: part of the fingerprint of stored signatures."""
-    return hashlib.sha256(scan_table(unit).tobytes()).hexdigest()[:16]
-
-
-@numba.njit(cache=True, nogil=True)
-def scan_words(
-    data: np.ndarray, start: int, end: int, table: np.ndarray, seed: np.uint64, words: np.ndarray, filled: int
-) -> tuple[int, int]:
-    """Append the word hashes of ``data[start:end]`` to ``words[filled:]`` until the text or the room ends.
-
-    Args:
-        data: uint8 UTF-8. Broken sequences separate words and never read past `end`.
-        start: first byte; a word boundary.
-        end: one past the last byte.
-        table: see `scan_table`.
-        seed: first value of each word hash.
-        words: uint64, written.
-        filled: how many entries of `words` hold something.
-    Returns: the new `filled` and the byte at which to go on (`end` when the text is finished).
-    """
-    capacity = len(words)
-    position = start
-    h = seed
-    in_word = False
-    while position < end:
-        if filled == capacity and not in_word:
-            return filled, position
-        code_point = np.uint32(data[position])
-        # ASCII runs without branches on the text: at word ends the processor guesses wrong, which costs more than
-        # hashing; measured 302 -> 495 MB/s on English. A word's value is written at every byte and kept at its end.
-        while code_point < 0x80:
-            entry = table[code_point]
-            kind = entry >> np.uint32(24)
-            if kind > _WORD:
-                break
-            is_word = kind == _WORD
-            words[filled] = (h ^ (h >> _S32)) * _Q
-            filled += int(in_word and not is_word)
-            h = (h ^ np.uint64(entry & np.uint32(0xFFFFFF))) * _P if is_word else seed
-            in_word = is_word
-            position += 1
-            if position == end or filled == capacity:
-                break
-            code_point = np.uint32(data[position])
-        if position == end or (filled == capacity and not in_word):
-            break
-        width = 1
-        if code_point >= 0x80:
-            code_point, width = _decode(data, position, end)
-        entry = table[code_point] if code_point < _TABLE_SIZE else np.uint32(_SKIP << 24)
-        kind = entry >> np.uint32(24)
-        if kind == _WORD or (kind == _MARK and in_word):
-            h = (h ^ np.uint64(entry & np.uint32(0xFFFFFF))) * _P
-            in_word = True
-        elif in_word and kind <= _SINGLE:  # _BREAK or _SINGLE: the word ends, and the character is looked at again
-            words[filled] = (h ^ (h >> _S32)) * _Q
-            filled += 1
-            h, in_word = seed, False
-            continue
-        elif kind == _SINGLE:
-            single = (seed ^ np.uint64(entry & np.uint32(0xFFFFFF))) * _P
-            words[filled] = (single ^ (single >> _S32)) * _Q
-            filled += 1
-        position += width
-    if in_word:
-        words[filled] = (h ^ (h >> _S32)) * _Q
-        filled += 1
-    return filled, position
-
-
-@numba.njit(cache=True, inline="always")
-def _decode(data: np.ndarray, position: int, end: int) -> tuple[np.uint32, int]:
-    """Decode one character from a byte >= 0x80; a stray or cut-off byte reads as a space of width 1.
-
-    `char_classes.decode_wide` also validates; three bytes first and inlined, this makes Chinese 1.2-1.4 times faster.
-    """
-    lead = np.uint32(data[position])
-    six = np.uint32(0x3F)
-    if lead >= 0xE0 and lead < 0xF0 and position + 2 < end:
-        middle = np.uint32(data[position + 1]) & six
-        return ((lead & np.uint32(0x0F)) << 12) | (middle << 6) | (np.uint32(data[position + 2]) & six), 3
-    if lead >= 0xC0 and lead < 0xE0 and position + 1 < end:
-        return ((lead & np.uint32(0x1F)) << 6) | (np.uint32(data[position + 1]) & six), 2
-    if lead >= 0xF0 and position + 3 < end:
-        high = ((lead & np.uint32(0x07)) << 18) | ((np.uint32(data[position + 1]) & six) << 12)
-        return high | ((np.uint32(data[position + 2]) & six) << 6) | (np.uint32(data[position + 3]) & six), 4
-    return np.uint32(0x20), 1
-
-
-@numba.njit(cache=True, nogil=True)
-def scan_segmented(
-    data: np.ndarray, span: tuple[int, int], table: np.ndarray, flags: np.ndarray, seed: np.uint64, words: np.ndarray,
-    filled: int,
-) -> tuple[int, int]:  # fmt: skip
-    """As `scan_words` over ``data[span[0]:span[1]]``, but characters of unspaced scripts make words by `flags`.
-
-    A word begins where `flags` (uint8, shape of `data`) is not zero; letters and such characters never share a word.
-    """
-    position, end = span
-    h, in_word, joined = seed, False, False
-    while position < end:
-        if filled == len(words) and not in_word:
-            return filled, position
-        code_point, width = np.uint32(data[position]), 1
-        if code_point >= 0x80:
-            code_point, width = _decode(data, position, end)
-        entry = table[code_point] if code_point < _TABLE_SIZE else np.uint32(_SKIP << 24)
-        kind = entry >> np.uint32(24)
-        apart = kind == _SINGLE and (not joined or flags[position] != 0)
-        if in_word and (kind == _BREAK or apart or (kind == _WORD and joined)):
-            words[filled] = (h ^ (h >> _S32)) * _Q
-            filled += 1
-            h, in_word, joined = seed, False, False
-            continue
-        if kind in (_WORD, _SINGLE) or (kind == _MARK and in_word):
-            h = (h ^ np.uint64(entry & np.uint32(0xFFFFFF))) * _P
-            in_word = True
-            joined = joined or kind == _SINGLE
-        position += width
-    if in_word:
-        words[filled] = (h ^ (h >> _S32)) * _Q
-        filled += 1
-    return filled, position
-
-
 @numba.njit(cache=True, nogil=True)
 def roll_shingles(words: np.ndarray, filled: int, size: int, out: np.ndarray, at: int) -> int:
     """Write the shingles of ``words[:filled]`` to ``out[at:]``; return how many (``max(0, filled - size + 1)``)."""
@@ -259,10 +68,10 @@ def roll_shingles(words: np.ndarray, filled: int, size: int, out: np.ndarray, at
     for k in range(size):
         leaving *= _M
         total = total * _M + words[k]
-    for k in range(size, filled + 1):
-        out[at + k - size] = ((total ^ (total >> _S32)) * _R) >> _S32
-        if k < filled:
-            total = total * _M + words[k] - words[k - size] * leaving
+    for k in range(filled - size):
+        out[at + k] = ((total ^ (total >> _S32)) * _R) >> _S32
+        total = total * _M + (words[k + size] - words[k] * leaving)
+    out[at + filled - size] = ((total ^ (total >> _S32)) * _R) >> _S32
     return filled - size + 1
 
 

@@ -16,6 +16,7 @@ from refinery.kernels.char_classes import class_table, stop_words_zh
 from refinery.kernels.repetition import ngram_repetition, table_capacity
 from refinery.kernels.signals_catalog import SIGNALS, Count, SignalSpec
 from refinery.kernels.signals_chars import scan_chars
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.kernels.signals_lines import scan_lines, scan_paragraphs
 from refinery.kernels.signals_words import scan_words
 from refinery.kernels.text import TextViews
@@ -29,15 +30,21 @@ ALGORITHM_VERSION = 2
 MAX_DOCUMENT_BYTES = 2**30
 """Positions inside one document are int32; the scratch is about 60 bytes per byte of the longest document touched."""
 
+NGRAM_SIGNALS = frozenset(s.name for s in SIGNALS if Count.NGRAM_2 <= s.numerator <= Count.NGRAM_10)
+"""Signals over repeated n-grams of words."""
+
 _NUM_CODE_POINTS = 0x110000
 
 
-def signals(views: TextViews, boundaries: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def signals(
+    views: TextViews, boundaries: np.ndarray | None = None, *, ngrams: bool = True
+) -> dict[str, np.ndarray]:
     """Return every signal of `SIGNALS`, each an array of shape (docs,) and the dtype its spec names.
 
     Args:
         views: the documents.
         boundaries: optional word segmentation of Han and kana text, as in `words.word_spans`.
+        ngrams: False leaves out the signals of `NGRAM_SIGNALS`, which take half of the time.
 
     Raises:
         DataError: a document is longer than `MAX_DOCUMENT_BYTES`.
@@ -52,18 +59,24 @@ def signals(views: TextViews, boundaries: np.ndarray | None = None) -> dict[str,
         )
     counts = np.zeros((views.num_docs, len(Count)), dtype=np.float64)
     flags = boundary_flags(views, boundaries)
-    _count_batch(views.offsets, views.data, class_table(), flags, stop_words_zh(), longest, counts)
-    return {spec.name: _column(spec, counts) for spec in SIGNALS}
+    _count_batch(views.offsets, views.data, class_table(), flags, stop_words_zh(), longest, counts, ngrams)
+    return {spec.name: _column(spec, counts) for spec in SIGNALS if ngrams or spec.name not in NGRAM_SIGNALS}
 
 
 def signal_batch(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
-    """Return the signals as a record batch, columns in the order of `SIGNALS`."""
-    return pa.RecordBatch.from_pydict({spec.name: pa.array(columns[spec.name]) for spec in SIGNALS})
+    """Return the signals as a record batch of `signal_schema`; null where one was left out."""
+    num_docs = len(columns[SIGNALS[0].name])
+    schema = signal_schema()
+    arrays = [
+        pa.array(columns[field.name]) if field.name in columns else pa.nulls(num_docs, field.type) for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def signal_schema() -> pa.Schema:
-    """Return the Arrow schema of `signal_batch`."""
-    return pa.schema([pa.field(spec.name, pa.from_numpy_dtype(spec.dtype)) for spec in SIGNALS])
+    """Return the Arrow schema of `signal_batch`: `SIGNALS`, then `DATATROVE_SIGNALS`, which may be null."""
+    columns = [(spec.name, spec.dtype) for spec in SIGNALS] + [(spec.name, spec.dtype) for spec in DATATROVE_SIGNALS]
+    return pa.schema([pa.field(name, pa.from_numpy_dtype(dtype)) for name, dtype in columns])
 
 
 def _column(spec: SignalSpec, counts: np.ndarray) -> np.ndarray:
@@ -76,7 +89,7 @@ def _column(spec: SignalSpec, counts: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_batch(
+def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
     offsets: np.ndarray,
     data: np.ndarray,
     classes: np.ndarray,
@@ -84,6 +97,7 @@ def _count_batch(
     stop_zh: np.ndarray,
     longest: int,
     counts: np.ndarray,
+    ngrams: bool,
 ) -> None:
     """Fill ``counts`` (float64, shape (docs, len(Count))); all scratch is allocated here, once, and touched lazily."""
     room = longest + 2
@@ -108,4 +122,5 @@ def _count_batch(
         scan_words(
             data, start, end, classes, stop_zh, words, starts, ends, num_chars, kinds, keys, char_ends, row
         )
-        ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 : Count.NGRAM_10 + 1])
+        if ngrams:
+            ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 : Count.NGRAM_10 + 1])

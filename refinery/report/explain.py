@@ -18,8 +18,9 @@ from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
 from refinery.report.contained import contained_lines, contained_of
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
+from refinery.report.found_lines import found_lines, line_texts
 from refinery.report.hit_samples import hits_of
-from refinery.report.samples import Sample, find_keys, read_texts, rule_bounds, word_diff
+from refinery.report.samples import LEFT, RuleBound, Sample, find_keys, read_texts, rule_bounds, word_diff
 from refinery.report.telling_line import telling_lines
 from refinery.report.visible import number, plain, size
 from refinery.shards.manifest import load_manifest
@@ -66,6 +67,7 @@ def explain(workdir: str, doc_key: str) -> dict[str, Any]:
         "stages": verdicts,
         "not_run": [s for s in ("tokenize", "mix", "pack") if s not in manifests],
         "cuts": _cuts(workdir, manifests, doc_id),
+        "lines": _lines(workdir, manifests, doc_id),
         "hits": hits_of(workdir, doc_id),
         "contained": contained_of(workdir, manifests, doc_id),
         "num_tokens": _value(workdir, manifests, ("tokenize", "tokens", "num_tokens"), doc_id),
@@ -145,19 +147,20 @@ def _verdict(workdir: str, manifest: StageManifest, doc_id: int) -> dict[str, An
 
 def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> list[dict[str, Any]]:
     """Return every rule that would remove the document, with the signal's value beside the bounds."""
-    hit = [bound for index, bound in enumerate(rule_bounds(manifest)) if bits >> index & 1]
     part, row = doc_id >> PART_SHIFT, doc_id & _ROW_MASK
-    names = sorted({bound.signal for bound in hit})
+    domain = part_files.read_part(workdir, "ingest", "documents", part, ["domain"]).column("domain")[row].as_py()
+    hit = [bound for index, bound in enumerate(rule_bounds(manifest, domain)) if bits >> index & 1]
     if not hit:
         return []
-    values = part_files.read_part(workdir, "rules", "signals", part, names).slice(row, 1).to_pylist()[0]
+    values = {bound.name: _signal(workdir, bound, part, row) for bound in hit}
     [sample] = read_texts(workdir, [Sample(doc_id, "", "")], _TELLING_CHARS)
     telling = telling_lines(sample.excerpt, hit)
     return [
         {
             "rule": bound.name,
             "signal": bound.signal,
-            "value": values[bound.signal],
+            "value": values[bound.name],
+            "judged": "left" if bound.table == LEFT else "whole",
             "min": bound.min,
             "max": bound.max,
             "citation": bound.citation,
@@ -165,6 +168,10 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
         }
         for bound, line in zip(hit, telling, strict=True)
     ]
+
+
+def _signal(workdir: str, bound: RuleBound, part: int, row: int) -> Any:
+    return part_files.read_part(workdir, "rules", bound.table, part, [bound.signal]).column(0)[row].as_py()
 
 
 def _figures(workdir: str, stage: str, doc_id: int) -> dict[str, Any]:
@@ -190,6 +197,15 @@ def _cuts(workdir: str, stages: Iterable[str], doc_id: int) -> list[dict[str, An
         for cut in found:
             cut["text"] = text[cut["start"] : cut["end"]].decode("utf-8", "ignore")[:EXCERPT_CHARS]
     return found
+
+
+def _lines(workdir: str, manifests: Mapping[str, StageManifest], doc_id: int) -> list[dict[str, Any]]:
+    """Return the lines on which line rules fired, whether or not the document stays."""
+    rules = manifests.get("rules")
+    if rules is None or not rules.part_hashes("line_findings"):
+        return []
+    [sample] = read_texts(workdir, [Sample(doc_id, "", "")], WHOLE_TEXT_CHARS)
+    return found_lines(workdir, rules, doc_id, sample.excerpt.encode())
 
 
 def _value(workdir: str, manifests: Mapping[str, StageManifest], place: tuple[str, str, str], doc_id: int) -> Any:
@@ -283,7 +299,10 @@ def explain_text(told: Mapping[str, Any]) -> str:
     ]
     for verdict in told["stages"]:
         lines += _verdict_lines(verdict)
+    lines += [f"  {line}" for line in line_texts(told["lines"])]
     for cut in told["cuts"]:
+        if told["lines"] and cut["stage"] == "rules":
+            continue  # told line by line
         stays = f", stays in {cut['because_of']}" if cut["because_of"] else ""
         lines.append(f"  cut at bytes {cut['start']} to {cut['end']} ({cut['reason']}{stays}): {cut['text'][:120]!r}")
     for hit in told["hits"]:
@@ -306,7 +325,11 @@ def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         bounds = [f"at least {rule['min']:g}"] if rule["min"] is not None else []
         bounds += [f"at most {rule['max']:g}"] if rule["max"] is not None else []
         value = "not known" if rule["value"] is None else f"{float(rule['value']):.4g}"
-        lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}")
+        if rule["signal"] == rule["rule"]:
+            lines.append(f"{'':18} {rule['rule']}: {value} lines trip over it, kept is none")
+            continue
+        of = ", of what line rules left" if rule["judged"] == "left" else ""
+        lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}{of}")
         if rule["line"]:
             lines.append(f"{'':20} line {rule['line']['number']}: {rule['line']['text'].strip()[:120]!r}")
     return lines

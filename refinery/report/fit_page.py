@@ -35,6 +35,7 @@ def write_fit_page(
         "body": body,
         "form": "E + A / N^alpha + B / (D^beta N^gamma)" if isinstance(law, CptFit) else "E + A / N^alpha + B / D^beta",
         "curves": _curves(law, runs),
+        "sizes": [charts.short_number(float(size)) for size in _drawn_sizes(runs[0])],
         "residuals": _residuals(law, runs),
         "spread": float(np.std(law.residuals)),
         "short": charts.short_number,
@@ -43,10 +44,14 @@ def write_fit_page(
     storage.write_atomic(str(path), render_page("fit.html", values).encode())
 
 
+def _drawn_sizes(params: np.ndarray) -> np.ndarray:
+    sizes = np.unique(params)
+    return sizes[np.unique(np.linspace(0, len(sizes) - 1, MAX_CURVES).astype(int))]
+
+
 def _curves(law: Fit | CptFit, runs: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Markup:
     params, tokens, loss = runs
-    sizes = np.unique(params)
-    chosen = sizes[np.unique(np.linspace(0, len(sizes) - 1, MAX_CURVES).astype(int))]
+    chosen = _drawn_sizes(params)
     drawn, dots = [], []
     grid = np.geomspace(tokens.min(), tokens.max(), 40)
     for size in chosen:

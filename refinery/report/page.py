@@ -123,6 +123,7 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
     listed = [
         ("funnel", "Funnel", bool(facts.flows)),
         ("drops", "What left, and why", bool(facts.drops)),
+        ("lines", "Lines that rules cut", _has_line_rules(facts)),
         ("languages", "Languages", "screen" in facts.manifests),
         ("rules", "Rules", bool(facts.overlaps)),
         ("quality", "Quality", "quality" in facts.manifests),
@@ -141,6 +142,10 @@ def _contents(facts: RunFacts, samples: Mapping[str, Sequence[Sample]]) -> list[
         ("about", "About this run", True),
     ]
     return [(anchor, title) for anchor, title, present in listed if present]
+
+
+def _has_line_rules(facts: RunFacts) -> bool:
+    return "rules" in facts.manifests and "line_rules" in facts.manifests["rules"].facts
 
 
 def _sentence_facts(facts: RunFacts) -> Mapping[str, Any]:

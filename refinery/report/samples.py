@@ -26,6 +26,8 @@ MAX_EXCERPT_CHARS = 1500
 MAX_DIFF_CHARS = 6000
 """Characters of each of two twins that are compared: about a thousand words, 20 ms a pair."""
 LOW_SCORE = "quality.low_score"
+LEFT = "signals_left"
+"""Table of the signals of what line rules left."""
 MAX_PARTS = 256
 """Parts looked at, spread evenly over a larger run."""
 _CONTEXT_WORDS = 24
@@ -79,16 +81,32 @@ class Spared:
     """Documents per bin; len(edges) - 1."""
 
 
-def rule_bounds(manifest: StageManifest | None) -> list[RuleBound]:
-    """Return the bounds that a finished rules stage used, in rule order."""
+def rule_bounds(manifest: StageManifest | None, domain: str | None = None) -> list[RuleBound]:
+    """Return the bounds that a finished rules stage used, in rule order.
+
+    Where a recipe has line rules, a bound's table says which text the rule judges in a domain; without one, it is what
+    line rules left wherever any domain judges that.
+    """
     if manifest is None:
         return []
     given = manifest.recipe_slice.get("rules", [])
     names = manifest.facts.get("rule_names", [r.get("name", "") for r in given])
+    after = manifest.recipe_slice.get("after_lines", {})
+    bits = after.get(domain, 0) if domain is not None else _union(after.values())
     return [
-        RuleBound(name, r.get("signal", ""), r.get("min"), r.get("max"), str(r.get("source", "")))
-        for name, r in zip(names, given, strict=False)
-    ]
+        RuleBound(
+            name, r.get("signal", ""), r.get("min"), r.get("max"), str(r.get("source", "")),
+            table=LEFT if bits >> index & 1 else "signals",
+        )
+        for index, (name, r) in enumerate(zip(names, given, strict=False))
+    ]  # fmt: skip
+
+
+def _union(masks: Iterable[int]) -> int:
+    bits = 0
+    for mask in masks:
+        bits |= mask
+    return bits
 
 
 def known_bounds(manifests: Mapping[str, StageManifest]) -> dict[str, RuleBound]:

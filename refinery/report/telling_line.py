@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from refinery.kernels.signals import signals
+from refinery.kernels.signals_datatrove import datatrove_signals
 from refinery.kernels.text import views_of
 from refinery.report.samples import RuleBound
 
@@ -27,16 +28,18 @@ def telling_lines(text: str, bounds: Sequence[RuleBound]) -> list[tuple[int, str
     filled = [k for k, line in enumerate(lines) if line.strip()]
     if not filled or not bounds:
         return [None] * len(bounds)
-    columns = signals(views_of([lines[k] for k in filled]))
+    views = views_of([lines[k] for k in filled])
+    columns = signals(views) | datatrove_signals(views)
     return [_telling(lines, filled, columns, bound) for bound in bounds]
 
 
 def _telling(
     lines: list[str], filled: list[int], columns: dict[str, np.ndarray], bound: RuleBound
 ) -> tuple[int, str] | None:
-    if bound.signal.startswith("dup_") and ("line" in bound.signal or "paragraph" in bound.signal):
+    signal = bound.signal.removeprefix("datatrove_")
+    if signal.startswith("dup_") and ("line" in signal or "paragraph" in signal):
         return _most_repeated([lines[k] for k in filled], filled)
-    if bound.signal not in columns or (bound.max is None and bound.signal.startswith("num_")):
+    if bound.signal not in columns or (bound.max is None and signal.startswith("num_")):
         return None
     values = np.nan_to_num(columns[bound.signal].astype(np.float64))
     if values.min() == values.max():

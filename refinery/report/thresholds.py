@@ -53,7 +53,7 @@ def _columns(workdir: str, manifest: StageManifest, bound: RuleBound) -> tuple[n
     for part in chosen_parts(manifest, "decisions"):
         table = part_files.read_part(workdir, bound.stage, bound.table, part, ["doc_id", bound.signal])
         keep = part_files.read_part(workdir, bound.stage, "decisions", part, ["keep"]).column("keep")
-        values.append(table.column(bound.signal).to_numpy().astype(np.float64))
+        values.append(table.column(bound.signal).cast("float64").fill_null(np.nan).to_numpy())
         ids.append(table.column("doc_id").to_numpy())
         kept.append(keep.fill_null(False).to_numpy(zero_copy_only=False))
     return np.concatenate(values), np.concatenate(ids), np.concatenate(kept)

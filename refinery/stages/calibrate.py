@@ -20,7 +20,7 @@ from refinery.io import parts as part_files
 from refinery.io.survivors import read_survivors
 from refinery.kernels.planted_sentences import DIFFERENT, planted_pairs
 from refinery.kernels.sentence_guard import veto
-from refinery.kernels.sentences import normalised_hash, sentence_spans
+from refinery.kernels.sentences import is_block, normalised_hash, sentence_spans
 from refinery.kernels.text import text_views
 from refinery.recipe import Embeddings, Recipe
 from refinery.stages.sentence_repeats import pool_mask
@@ -165,6 +165,7 @@ def _sentences_of(table: pa.Table, ranks: np.ndarray, settings: Embeddings) -> l
     rows = []
     for at, doc in zip(good.tolist(), owner.tolist(), strict=True):
         first = views.offsets[doc]
-        text = bytes(views.data[first + spans.starts[at] : first + spans.ends[at]]).decode().strip()
-        rows.append((int(ranks[doc]), keys[doc], int(hashed.hashes[at]), text))
+        text = bytes(views.data[first + spans.starts[at] : first + spans.ends[at]]).decode()
+        if not is_block(text):
+            rows.append((int(ranks[doc]), keys[doc], int(hashed.hashes[at]), text.strip()))
     return rows

@@ -1,4 +1,8 @@
-"""Word boundaries of Chinese text for a stage: those that rules stored, or made on the spot. The same either way."""
+"""Word boundaries of Chinese text for a stage: those that rules stored, or made on the spot.
+
+The same either way, but where a cut lies inside a run of Han: there stored boundaries begin a word, and a fresh
+segmentation may join what the cut left.
+"""
 
 from __future__ import annotations
 

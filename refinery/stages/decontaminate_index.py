@@ -29,8 +29,8 @@ from refinery.kernels.contamination import (
     index_size,
     word_positions,
 )
-from refinery.kernels.shingles import table_digest
 from refinery.kernels.text import text_views
+from refinery.kernels.word_scan import table_digest
 from refinery.recipe import Decontaminate, Recipe
 
 NAME = "decontaminate"

@@ -139,21 +139,27 @@ def source_order(task: DedupTask, index: Index) -> list[str]:
 
 
 def _find(run_: Run, task: DedupTask, index: Index, num_rows: int, fingerprint: str) -> Found:
-    """Take steps 2-5 in one process while the rows fit, else in Spark."""
+    """Take steps 2-5 in one process while the rows and the candidates' shingles fit, else in Spark."""
     if num_rows + index.num_band_rows <= dedup_local.ONE_PROCESS_ROWS:
-        return _in_one_process(run_, task, index, fingerprint)
+        local = _in_one_process(run_, task, index, fingerprint)
+        if local is not None:
+            return local
     found, written = find_in_spark(run_, task, index, source_order(task, index), fingerprint)
     for name, numbers in written.items():
         _keep_parts(task, name, numbers)
     return found
 
 
-def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) -> Found:
+def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) -> Found | None:
+    """Take steps 2-5 here; None if the shingle sets of the candidates would not fit: few but long documents."""
     nodes = with_ranks(dedup_local.tables_of_runs(task, "exact_keys", EXACT_KEYS), source_order(task, index))
     policy = task.settings["keep"]
     copies = resolve_copies(_repeated(nodes, task.settings["url"]), policy, url=task.settings["url"])
     pairs = dedup_local.local_pairs(task, index, copies)
-    read = _read_candidates(run_, task, dedup_local.candidates_of(pairs), fingerprint)
+    candidates = dedup_local.candidates_of(pairs)
+    if dedup_local.num_shingles_of(nodes, candidates) > dedup_local.ONE_PROCESS_SHINGLES:
+        return None
+    read = _read_candidates(run_, task, candidates, fingerprint)
     pairs = dedup_local.verified(task, pairs, [r["file"] for r in read])
     edges = pairs.edges()
     named = np.unique(np.concatenate([t.column(c).to_numpy() for t, c in _ends(edges, copies)]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from refinery.contracts.tables import BANDS, EXACT_KEYS, PART_SHIFT, RUN_SHIFT, 
 from refinery.hashing import key_prefix_uint64, stage_seed
 from refinery.io import parts as part_files
 from refinery.io.survivors import WORDS, Survivors, read_survivors
+from refinery.kernels.clean import text_hashes
 from refinery.kernels.lsh import band_keys, parse_bands
 from refinery.kernels.minhash import MinHashConfig, signatures_of_text
 from refinery.kernels.segmentation import segment_han
@@ -29,7 +30,7 @@ from refinery.kernels.text import TextViews, text_views
 from refinery.kernels.urls import url_keys
 
 NAME = "dedup_documents"
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 SHORT_PREFIX = "words:"
 """Exact keys of documents too short for a shingle."""
 
@@ -109,7 +110,7 @@ def keys_part(task: DedupTask, part: int) -> dict[str, Any]:
     columns += _words_column(task, task.segmented, part)
     for piece in read_survivors(task.workdir, part, columns, task.upto, task.slice_rows):
         scores = quality.take(pa.array(piece.rows)) if quality is not None else pa.nulls(len(piece.rows), pa.float32())
-        whole = Survivors(piece.rows, piece.table.append_column("quality", scores))
+        whole = replace(piece, table=piece.table.append_column("quality", scores))
         for name, table in _keys_of(task, whole, facts).items():
             tables[name].append(table)
     for name, schema in schemas.items():
@@ -136,7 +137,7 @@ def _keys_of(task: DedupTask, piece: Survivors, facts: dict[str, int]) -> dict[s
     exact = pa.table(
         {
             "doc_id": doc_ids,
-            "exact_key": _exact_keys(views, table.column("text_hash"), valid, task.settings["unit"]),
+            "exact_key": _exact_keys(views, _text_hashes(piece, views), valid, task.settings["unit"]),
             "url_key": pa.array(urls, pa.int64()),
             "scope": scopes,
             "num_shingles": signed.num_shingles,
@@ -174,6 +175,13 @@ def _boundaries(settings: dict[str, Any], piece: Survivors, views: TextViews) ->
     if settings["chinese"] != "words":
         return None
     return piece.boundaries(views) if WORDS in piece.table.column_names else segment_han(views).boundaries
+
+
+def _text_hashes(piece: Survivors, views: TextViews) -> pa.ChunkedArray:
+    """Return the identity of each text as it is now: those of ingest, unless earlier cuts shortened one."""
+    if not piece.is_cut:
+        return piece.table.column("text_hash")
+    return pa.chunked_array([pa.array(text_hashes(views), pa.string())])
 
 
 def _exact_keys(views: TextViews, text_hashes: pa.ChunkedArray, has_shingles: np.ndarray, unit: str) -> pa.Array:

@@ -23,7 +23,7 @@ from refinery.stages.dedup_keys import NAME, DedupTask
 ONE_PROCESS_ROWS = 8_000_000
 """Band rows up to which one process sorts them all: 33 bytes a row, about 600,000 documents of 14 bands."""
 ONE_PROCESS_SHINGLES = 200_000_000
-"""Shingles of candidates up to which one process verifies them: 4 bytes each."""
+"""Shingles of candidates up to which one process verifies them: 4 bytes each, three times while they are read."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,12 @@ def candidates_of(pairs: Pairs) -> np.ndarray:
     """Return the documents that have to be read to verify what is not known yet, sorted."""
     open_ = ~pairs.known
     return np.unique(np.concatenate([pairs.a[open_], pairs.b[open_]]))
+
+
+def num_shingles_of(nodes: pa.Table, ids: np.ndarray) -> int:
+    """Return how many shingles, repeats included, some documents have together; `nodes`: schema EXACT_KEYS."""
+    mine = nodes.filter(pc.is_in(nodes.column("doc_id"), pa.array(ids, pa.int64())))
+    return int(pc.sum(mine.column("num_shingles")).as_py() or 0)
 
 
 def by_place(ids: np.ndarray, shift: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -5,13 +5,15 @@ of sentences, and of runs of them, are counted across documents; all but the bes
 sentence. Then, where the recipe says so, sentences of known languages are compared by meaning (`sentence_embeddings`).
 A document that would lose too much goes whole, and is then no reason for any other cut of a sentence: what it kept is
 kept by the next best. Every cut names the span that stays, and how similar it is.
+
+All tables but ``cuts`` hold positions in the text as the stage reads it, without what earlier stages cut; ``cuts``
+holds them in the text as ingested, as everywhere.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +22,17 @@ import pyarrow.compute as pc
 
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import CAUSES, CUTS, DECISIONS, PART_SHIFT
-from refinery.errors import ConfigError, DataError
+from refinery.errors import ConfigError
 from refinery.io import parts as part_files
-from refinery.io.survivors import keep_mask, read_labels
+from refinery.io.survivors import keep_mask, read_cuts, read_labels
+from refinery.kernels.cuts import as_ingested
 from refinery.kernels.lines import LINE_UNITS
 from refinery.kernels.sentence_joins import JoinedCuts, join_cuts
+from refinery.recipe import DedupSentences
 from refinery.stages.containment import find_contained
 from refinery.stages.decisions import decisions_table, located, reasons_where
 from refinery.stages.part_tasks import run_part_tasks
-from refinery.stages.repeated_lines import cut_lines, cuts_of_lines
+from refinery.stages.repeated_lines import cut_lines, cuts_of_lines, spans_of_cuts
 from refinery.stages.sentence_repeats import (
     Causes,
     PartLayout,
@@ -51,9 +55,10 @@ from refinery.stages.workspace import (
 )
 
 NAME = "dedup_sentences"
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 LINES_VERSION = 1
 EXACT, SIMILAR = "exact", "similar"
+MODEL = "embedding model"
 _MAX_KEEPERS = 8
 
 
@@ -71,7 +76,6 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
 
     Raises:
         ConfigError: the embedding model is missing or does not know the language.
-        DataError: an earlier stage cut text.
     """
     started = time.monotonic()
     recipe = run_.recipe
@@ -85,13 +89,12 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     recipe_slice = {
         **section.model_dump(mode="json"), "keep": list(keep), "seed": recipe.seed, "sources": sources
     }  # fmt: skip
-    inputs = {m.stage: m.content_hash for m in upstream}
+    inputs = {m.stage: m.content_hash for m in upstream} | _models(section)
     fingerprint = stage_fingerprint(NAME, ALGORITHM_VERSION, recipe_slice, inputs)
     done = None if force else up_to_date(recipe.workdir, NAME, fingerprint)
     if done is not None:
         return done
-    _refuse_earlier_cuts(recipe.workdir, upto)
-    task = _task_of(run_, recipe_slice, upto, seen)
+    task = _task_of(run_, recipe_slice, upto, seen, inputs.get(MODEL, ""))
     parts = sorted(seen)
     contained_facts, contained = find_contained(run_, task, parts)
     line_facts = cut_lines(run_, task, parts)
@@ -120,17 +123,25 @@ def run(run_: Run, *, force: bool = False) -> StageManifest:
     return commit_stage(run_, manifest, started)
 
 
-def _task_of(run_: Run, settings: dict[str, Any], upto: tuple[str, ...], seen: dict[int, str]) -> SentencesTask:
+def _models(section: DedupSentences) -> dict[str, str]:
+    """Return the hash of the embedding model, so that another model under the same name makes other vectors.
+
+    Raises:
+        ConfigError: the model is missing, has no safetensors, or no pinned revision.
+    """
+    if section.embeddings == "off":
+        return {}
+    from refinery.gpu.embed import model_state  # noqa: PLC0415 - torch, only where embeddings are on
+
+    return {MODEL: model_state(section.embeddings.model, section.embeddings.revision)}
+
+
+def _task_of(
+    run_: Run, settings: dict[str, Any], upto: tuple[str, ...], seen: dict[int, str], model: str
+) -> SentencesTask:
     lines = [settings["lines"], settings["exempt_domains"], sorted(seen.items())]
     state = fingerprint_of("lines", LINES_VERSION, lines) if settings["lines"] != "off" else ""
-    return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state)
-
-
-def _refuse_earlier_cuts(workdir: str, upto: Sequence[str]) -> None:
-    """Spans are positions in the text as ingested; with cuts before this stage they would have to be mapped back."""
-    earlier = [s for s in upto if part_files.part_numbers(workdir, s, "cuts")]
-    if earlier:
-        raise DataError(f"{NAME} must come before every other stage that cuts text, but {earlier} already did")
+    return SentencesTask(run_.workdir, run_.recipe.seed, settings, upto, run_.slice_rows, seen, state, model)
 
 
 def _removals(run_: Run, task: SentencesTask, parts: list[int], fingerprint: str) -> tuple[Removals, dict[str, Any]]:
@@ -257,12 +268,25 @@ def cuts_part(task: SentencesTask, fingerprint: str, removals: Removals, part: i
         decided = decisions_table(documents.column("doc_id"), entered, reasons, NAME, because)
         result = {"counts": tallies, "given_back": joined.num_given_back}
         files = {
-            "cuts": part_files.write_part(paths["cuts"], cuts, CUTS, print_),
+            "cuts": part_files.write_part(paths["cuts"], _as_ingested(task, part, cuts), CUTS, print_),
             "causes": part_files.write_part(paths["causes"], rows.causes_table(), CAUSES, print_),
             "decisions": part_files.write_part(paths["decisions"], decided, DECISIONS, print_, result),
         }
     told = {name: located(part, file) for name, file in files.items() if file is not None}
     return {**(files["decisions"].result if files["decisions"] else {}), **told}
+
+
+def _as_ingested(task: SentencesTask, part: int, cuts: pa.Table) -> pa.Table:
+    """Return cuts as positions in the text as ingested; one that crosses an earlier cut becomes several."""
+    earlier = read_cuts(task.workdir, part, task.upto)
+    if earlier is None:
+        return cuts
+    rows, starts, ends = spans_of_cuts(cuts)
+    span, starts, ends = as_ingested(rows, starts, ends, spans_of_cuts(earlier))
+    mapped = cuts.take(pa.array(span))
+    for name, values in (("start", starts), ("end", ends)):
+        mapped = mapped.set_column(mapped.column_names.index(name), name, pa.array(values))
+    return mapped.sort_by([("doc_id", "ascending"), ("start", "ascending")]).cast(CUTS)
 
 
 def _cut_bytes(cuts: pa.Table, reason: str, count: int) -> np.ndarray:

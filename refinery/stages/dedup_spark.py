@@ -53,7 +53,7 @@ def find_in_spark(
     whole, old_texts = dedup_pairs.verified_frame(run_, task, candidates, fingerprint)
     pairs = stored(whole, "candidate_pairs", CANDIDATE_PAIRS)
     edges = stored(pairs.where("jaccard is not null").select("a", "b", "jaccard"), "edges", EDGES)
-    clusters = _resolve(nodes, copies, edges, sources, task.settings["keep"]).localCheckpoint()
+    clusters = resolved(nodes, copies, edges, sources, task.settings["keep"]).localCheckpoint()
     hashes = _write_clusters(task, clusters, fingerprint)
     written["clusters"] = set(hashes)
     flipped = flips(task, clusters.where(f"doc_id >= {1 << RUN_SHIFT}").toArrow().cast(CLUSTERS))
@@ -63,10 +63,19 @@ def find_in_spark(
     return Found(hashes, facts, {"num_candidate_pairs": num_pairs, "num_old_texts_read": old_texts}), written
 
 
-def _resolve(
+def resolved(
     nodes: DataFrame, copies: DataFrame, edges: DataFrame, sources: Sequence[str], policy: Sequence[str]
 ) -> DataFrame:
-    """Bring every cluster's documents, copies and edges into one partition, and decide there."""
+    """Bring every cluster's documents, copies and edges into one partition, and decide there.
+
+    Args:
+        nodes: schema EXACT_KEYS, all documents.
+        copies: schema COPIES.
+        edges: schema EDGES, verified pairs of documents that are no copies.
+        sources: all sources, best first.
+        policy: keep policy.
+    Returns: schema CLUSTERS, every document that has a duplicate.
+    """
     from pyspark.sql import functions as f  # noqa: PLC0415
 
     links = edges.select("a", "b").union(copies.select("doc_id", "twin"))

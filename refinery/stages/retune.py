@@ -18,7 +18,7 @@ from refinery.errors import ConfigError
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels
 from refinery.recipe import Recipe
-from refinery.stages import rules
+from refinery.stages import rules, rules_facts
 from refinery.stages.workspace import Run, load_stage, need_stage
 
 _WHOLE = frozenset({"select", "dedup_documents", "dedup_sentences", "mix", "pack", "train"})
@@ -84,8 +84,8 @@ def plan_retune(recipe: Recipe) -> Retuning:
     for part in sorted(task.upstream):
         if part not in standing_parts:
             raise ConfigError(_not_current(part))
-        _check_signals(task, part)
-        table, _ = rules.decide_part(task, part)
+        _check_facts(task, part)
+        table = rules.decide_part(task, part).decisions
         before = part_files.read_part(recipe.workdir, rules.NAME, "decisions", part)
         num_docs += table.num_rows
         if not table.cast(before.schema).equals(before):
@@ -95,10 +95,20 @@ def plan_retune(recipe: Recipe) -> Retuning:
     return Retuning(_changes(counted, ratios), tuple(changed), len(task.upstream), num_docs, _redo(recipe, changed))
 
 
-def _check_signals(task: rules.RulesTask, part: int) -> None:
-    wanted = rules.signals_fingerprint(task, part)
-    if part_files.part_fingerprint(part_files.part_path(task.workdir, rules.NAME, "signals", part)) != wanted:
+def _check_facts(task: rules_facts.RulesTask, part: int) -> None:
+    if _stored(task, part, "signals") != rules_facts.signals_fingerprint(task, part):
         raise ConfigError(_not_current(part))
+    wanted = rules_facts.lines_fingerprint(task, part) if task.line_rules else None
+    if _stored(task, part, rules_facts.LEFT) != wanted:
+        raise ConfigError(
+            f"part {part}: the line rules, where they hold, or what is judged behind them are not those that the run's "
+            "facts were made with; what a line rule cuts is known from text alone, so run `refinery rules RECIPE`, "
+            "which reads it again; thresholds of document rules can then be tried with retune"
+        )
+
+
+def _stored(task: rules_facts.RulesTask, part: int, table: str) -> str | None:
+    return part_files.part_fingerprint(part_files.part_path(task.workdir, rules.NAME, table, part))
 
 
 def _not_current(part: int) -> str:
@@ -122,7 +132,7 @@ class _Moved(NamedTuple):
 
 
 def _moved_of_part(
-    workdir: str, task: rules.RulesTask, part: int, before: pa.Table, after: pa.Table
+    workdir: str, task: rules_facts.RulesTask, part: int, before: pa.Table, after: pa.Table
 ) -> Iterator[_Moved]:
     old, new = before.column("drop_reason").to_pylist(), after.column("drop_reason").to_pylist()
     moved = np.array([i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b], dtype=np.int64)
@@ -130,6 +140,9 @@ def _moved_of_part(
         return
     labels = read_labels(workdir, part, ["source", "num_bytes"], task.upto)
     sources, sizes = labels.column("source").to_pylist(), labels.column("num_bytes").to_numpy()
+    if task.line_rules:  # what of a document would be kept, or was
+        left = part_files.read_part(workdir, rules.NAME, rules_facts.LEFT, part, ["num_bytes"]).column("num_bytes")
+        sizes = np.where(left.is_valid().to_numpy(), left.fill_null(0).to_numpy(), sizes)
     tokens = _stored_tokens(workdir, part, len(old))
     groups: dict[tuple[str, str | None, str | None], list[int]] = {}
     for row in moved.tolist():

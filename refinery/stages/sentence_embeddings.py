@@ -18,6 +18,7 @@ from refinery.contracts.tables import PART_SHIFT, VECTORS
 from refinery.hashing import hex_key, key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels
+from refinery.kernels.sentences import is_block
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.sentence_matching import matched_sentences
@@ -27,7 +28,7 @@ from refinery.stages.task_resources import gpu_profile, task_gpu
 if TYPE_CHECKING:
     from refinery.stages.workspace import Run
 
-VECTORS_VERSION = 2
+VECTORS_VERSION = 3
 LANGUAGE_SAMPLE = 200
 """Sentences on which a model's knowledge of a language is checked."""
 _SAMPLE_PARTS = 4
@@ -55,6 +56,7 @@ def similar_sentences(run: Run, task: SentencesTask, parts: list[int]) -> tuple[
     facts |= {
         "num_sentences": total,
         "num_embedded": sum(r["vectors"]["rows"] for r in written),
+        "num_blocks": sum(r["blocks"] for r in written),
         "num_too_short": sum(r["short"] for r in counted),
         "num_too_long": sum(r["long"] for r in counted),
         "unknown_token_frac": shares,
@@ -132,7 +134,8 @@ def check_languages(task: SentencesTask, counts: dict[int, dict[str, int]]) -> d
         for part in most:
             _, table, _ = chosen_sentences(task, part, 1.0)
             mine = table.filter(pc.equal(table.column("lang"), language))
-            sample += sentence_texts(task, part, mine.slice(0, LANGUAGE_SAMPLE // len(most)))
+            texts = sentence_texts(task, part, mine.slice(0, LANGUAGE_SAMPLE // len(most)))
+            sample += [text for text in texts if not is_block(text)]
         shares[language] = round(embedder.check_language(language, sample), 6)
     return shares
 
@@ -142,24 +145,28 @@ def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
     settings = task.settings["embeddings"]
     path = part_files.part_path(task.workdir, STAGE, "vectors", part)
     _, table, _ = chosen_sentences(task, part, rate)
-    identity = [settings[k] for k in ("model", "revision", "device")]
+    identity = [task.model_state, settings["device"]]
     rows = fingerprint_of(*(table.column(c).to_pylist() for c in ("doc_id", "start", "end", "scope")))
     print_ = fingerprint_of("vectors", VECTORS_VERSION, identity, rows, task.upstream[part])
     found = part_files.found_part(path, print_)
     if found is None:
         vectors = np.empty((0, 1), dtype=np.float16)
+        texts = sentence_texts(task, part, table)
+        blocks = np.fromiter(map(is_block, texts), dtype=bool, count=len(texts))
+        table = table.filter(pa.array(~blocks))
         if table.num_rows:
             from refinery.gpu.embed import worker_embedder  # noqa: PLC0415 - torch, only where embeddings are on
 
             embedder = worker_embedder(settings["model"], settings["device"], settings["revision"], task_gpu())
-            vectors = embedder.encode(sentence_texts(task, part, table)).astype("<f2")
+            prose = [text for text, block in zip(texts, blocks.tolist(), strict=True) if not block]
+            vectors = embedder.encode(prose).astype("<f2")
         made = {
             "sentence_id": (np.int64(part) << PART_SHIFT) | np.arange(table.num_rows, dtype=np.int64),
             **{name: table.column(name) for name in ("doc_id", "start", "end", "scope")},
             "vector": packed_vectors(vectors),
         }
-        found = part_files.write_part(path, pa.table(made), VECTORS, print_)
-    return {"vectors": located(part, found)}
+        found = part_files.write_part(path, pa.table(made), VECTORS, print_, {"blocks": int(blocks.sum())})
+    return {**found.result, "vectors": located(part, found)}
 
 
 def packed_vectors(vectors: np.ndarray) -> pa.Array:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import CELLS, CENTROIDS, COMPARED, GUARDS, PAIRS, PART_SHIFT
+from refinery.errors import DataError
 from refinery.hashing import keyed_uint64, splitmix64_array
 from refinery.io import parts as part_files
 from refinery.kernels.components import greedy_keep
@@ -41,7 +42,8 @@ _BLOCKS = pa.schema(
         ("sentence_id", pa.int64()), ("doc_id", pa.int64()), ("vector", pa.binary()),
     ]
 )  # fmt: skip
-_JUDGED = pa.schema([*PAIRS, ("vetoed", pa.bool_())])
+_JUDGED = pa.schema([*PAIRS, ("vetoed", pa.int64())])
+"""Pairs that the guard lets pass; what it spares is only counted, in rows whose `a` is -1: there may be far more."""
 REMOVED = pa.schema(
     [
         ("doc_id", pa.int64()), ("start", pa.int64()), ("because_of", pa.string()), ("because_doc", pa.int64()),
@@ -51,12 +53,26 @@ REMOVED = pa.schema(
 
 
 def unpacked_vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Return stored float16 rows as float32, shape (S, F), unit length again."""
+    """Return stored float16 rows as float32, shape (S, F), unit length again.
+
+    Raises:
+        DataError: rows of different lengths: vectors of two models.
+    """
     rows = column.to_pylist()
+    widths = {len(row) for row in rows}
+    _check_widths(widths)
     flat = np.frombuffer(b"".join(rows), dtype="<f2").astype(np.float32)
     vectors = flat.reshape(len(rows), -1) if rows else np.empty((0, 1), np.float32)
     norms = np.sqrt(np.einsum("sf,sf->s", vectors, vectors, dtype=np.float64))[:, None]
     return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def _check_widths(widths: set[int]) -> None:
+    if len(widths) > 1:
+        raise DataError(
+            f"stored vectors have {', '.join(str(w // 2) for w in sorted(widths))} features: two models made them; run "
+            "dedup_sentences with --force"
+        )
 
 
 def matched_sentences(
@@ -79,13 +95,13 @@ def matched_sentences(
         judged = _judged(spark, task, pairs, fingerprint_of(trained.content_hash, task.settings, task.upstream))
     finally:
         pairs.unpersist()
-    vetoed = judged.column("vetoed").to_numpy(zero_copy_only=False)
-    allowed = judged.filter(pa.array(~vetoed)).drop_columns(["vetoed"])
+    vetoed = int(judged.column("vetoed").to_numpy().sum())
+    allowed = judged.filter(pa.array(judged.column("a").to_numpy() >= 0)).drop_columns(["vetoed"])
     path = part_files.part_path(task.workdir, STAGE, "pairs", 0)
     part_files.write_part(path, allowed, PAIRS, fingerprint_of(trained.content_hash))
     removed = _resolved(spark, task, parts, allowed)
     facts = {
-        "num_pairs": judged.num_rows, "num_vetoed": int(vetoed.sum()), "num_removed": removed.num_rows,
+        "num_pairs": allowed.num_rows + vetoed, "num_vetoed": vetoed, "num_removed": removed.num_rows,
         "num_cells": trained.rows, "num_block_cells": len(counts), "centroids_hash": trained.content_hash,
     }  # fmt: skip
     return removed, facts
@@ -114,6 +130,7 @@ def train_cells(task: SentencesTask, parts: list[int]) -> part_files.PartFile | 
         ).to_numpy().view(np.uint64)
         drawn = keyed_uint64(task.seed, "cells", keys) <= bound
         sample.append(unpacked_vectors(table.filter(pa.array(drawn)).column("vector")))
+    _check_widths({2 * rows.shape[1] for rows in sample if len(rows)})
     vectors = np.concatenate([rows for rows in sample if len(rows)] or [np.empty((0, 1), np.float32)])
     num_cells = min(num_cells, len(vectors))
     if not num_cells:
@@ -237,7 +254,7 @@ def _compare(threshold: float, device: str, block_rows: int, batches: list[pa.Re
 
 
 def _judged(spark: SparkSession, task: SentencesTask, pairs: DataFrame, print_: str) -> pa.Table:
-    """Return the pairs with the guard's verdict, sorted."""
+    """Return the pairs that the guard lets pass, sorted, and rows that count those it spares; schema `_JUDGED`."""
     from pyspark.sql import functions as f  # noqa: PLC0415
 
     if not task.settings["embeddings"]["guard"]:
@@ -258,7 +275,7 @@ def _judged(spark: SparkSession, task: SentencesTask, pairs: DataFrame, print_: 
 
 def _unguarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        spared = pa.array(np.zeros(batch.num_rows, dtype=bool))
+        spared = pa.array(np.zeros(batch.num_rows, dtype=np.int64))
         yield pa.RecordBatch.from_arrays([*batch.columns[:3], spared], schema=_JUDGED)
 
 
@@ -266,7 +283,11 @@ def _veto(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         sides = ([np.frombuffer(raw, "<u8") for raw in batch.column(c).to_pylist()] for c in (3, 4))
         vetoed = np.array([features_veto(a, b) != 0 for a, b in zip(*sides, strict=True)], dtype=bool)
-        yield pa.RecordBatch.from_arrays([*batch.columns[:3], pa.array(vetoed)], schema=_JUDGED)
+        passed = batch.select(["a", "b", "similarity"]).filter(pa.array(~vetoed))
+        counted = {"a": [-1], "b": [-1], "similarity": [0.0], "vetoed": [int(vetoed.sum())]}
+        zeros = pa.array(np.zeros(passed.num_rows, dtype=np.int64))
+        yield pa.RecordBatch.from_arrays([*passed.columns, zeros], schema=_JUDGED)
+        yield pa.RecordBatch.from_pydict(counted, schema=_JUDGED)
 
 
 def _write_compared(workdir: str, print_: str, table: pa.Table) -> dict[str, Any]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 STAGE = "dedup_sentences"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class SentencesTask:
     upstream: dict[int, str]
     line_state: str = ""
     """Names the state of the line cuts, which sentences depend on; empty where lines are off."""
+    model_state: str = ""
+    """What the vectors are a function of beside the text: hash of the model's files; empty where embeddings are off."""
 
 
 class PartLayout(NamedTuple):

@@ -9,7 +9,7 @@ from refinery.errors import SchemaError
 
 def test_every_table_knows_its_documents():
     of_something_else = {"edges", "candidate_pairs", "containment"}  # pairs of documents
-    of_something_else |= {"items", "frequencies"}  # eval items, n-grams
+    of_something_else |= {"items", "frequencies", "pretokens"}  # eval items, n-grams, pieces of text
     of_something_else |= {"centroids", "cells", "compared", "guards", "pairs"}  # sentences by their own number
     for name, schema in TABLES.items():
         assert ("doc_id" in schema.names) != (name in of_something_else), name

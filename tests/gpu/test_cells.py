@@ -106,6 +106,16 @@ def test_bad_input_is_refused() -> None:
         spherical_kmeans(vectors, 2)
 
 
+def test_two_builds_of_faiss_are_refused(monkeypatch) -> None:
+    import refinery.gpu.kmeans as kmeans
+
+    vectors, _ = _clusters(20)
+    monkeypatch.setattr(kmeans.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(kmeans, "_is_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
+    with pytest.raises(ConfigError, match="faiss-cpu and faiss-gpu are both installed"):
+        spherical_kmeans(vectors, 2, backend="faiss")
+
+
 @pytest.mark.parametrize("block_rows", [3, 17, 64, 16_384])
 @pytest.mark.parametrize("probes", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

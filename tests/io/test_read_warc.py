@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import zstandard
 
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, plan_splits, read_split
 
@@ -54,10 +58,20 @@ def read(path: Path, **options: Any) -> tuple[list[RawDocument], list[BadRecord]
     return [r for r in records if isinstance(r, RawDocument)], [r for r in records if isinstance(r, BadRecord)]
 
 
-@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
-def test_records_with_text_become_documents(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(b"".join(gzip.compress(r) if name.endswith("gz") else r for r in RECORDS))
+def lz4(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "lz4") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".lz4": lz4}
+
+
+@pytest.mark.parametrize("packer", PACKERS)
+def test_records_with_text_become_documents(tmp_path: Path, packer: str) -> None:
+    path = tmp_path / f"a.warc{packer}"
+    path.write_bytes(b"".join(PACKERS[packer](r) for r in RECORDS))
     documents, bad = read(path)
     assert [d.url for d in documents] == [f"http://site.org/{n}" for n in (1, 5, 6, 7, 8)]
     assert documents[0].upstream_id == f"<urn:uuid:{1:032x}>"
@@ -120,7 +134,49 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     assert (documents, [b.reason for b in bad]) == ([], ["bad_record"])
 
 
-@pytest.mark.parametrize("name", ["a.arc", "a.arc.gz"])
+def digested(body: bytes, block: str | None, payload: str | None, number: int = 1, extra: str = "") -> bytes:
+    """Return a capture with the digests named: right, wrong, or None for no such field."""
+    stored = http(body, "text/plain", extra=extra)
+    fields = ""
+    for name, kind, data in (("Block", block, stored), ("Payload", payload, body)):
+        digest = base64.b32encode(hashlib.sha1(data if kind == "right" else b"?").digest()).decode()
+        fields += f"WARC-{name}-Digest: sha1:{digest}\r\n" if kind else ""
+    return warc("response", stored, number).replace(b"WARC-Date", fields.encode() + b"WARC-Date", 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "payload", "ok"),
+    [
+        ("right", "right", True), ("right", "wrong", True), ("wrong", "right", True), ("wrong", "wrong", False),
+        ("wrong", None, False), (None, "wrong", False), (None, "right", True), (None, None, True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("zipped", [False, True])
+def test_wrong_digests_are_counted_with_their_place(
+    tmp_path: Path, block: str | None, payload: str | None, ok: bool, zipped: bool
+) -> None:
+    path = tmp_path / "a.warc"
+    body, extra = (gzip.compress(b"plain words"), "Content-Encoding: gzip\r\n") if zipped else (b"plain words", "")
+    path.write_bytes(RECORDS[5] + digested(body, block, payload, extra=extra) + RECORDS[6])
+    documents, bad = read(path)
+    assert [d.text for d in documents] == ["plain words"] * (1 + ok) + ["wet text 中文"]
+    assert [(b.reason, b.offset) for b in bad] == ([] if ok else [("wrong_digest", len(RECORDS[5]))])
+    assert len(read(path, digests="ignore")[0]) == 3
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\nplain words\r\n0\r\n\r\n", b"ff\r\nplain", b"-5\r\nplain\r\n"])
+def test_bad_chunked_encoding_never_stops_the_file(tmp_path: Path, chunks: bytes) -> None:
+    path = tmp_path / "a.warc"
+    broken = http(chunks, "text/plain", extra="Transfer-Encoding: chunked\r\n")
+    path.write_bytes(warc("response", broken, 1) + RECORDS[5])
+    documents, bad = read(path)
+    assert documents[-1].text == "plain words"
+    assert len(documents) + len(bad) == 2
+    assert {b.reason for b in bad} <= {"bad_http", "no_text"}
+    assert all(b.offset == 0 for b in bad)
+
+
+@pytest.mark.parametrize("name", ["a.arc", "a.arc.gz", "a.arc.zst", "a.arc.lz4"])
 def test_arc_files(tmp_path: Path, name: str) -> None:
     version = b"1 0 InternetArchive\nURL IP-address Archive-date Content-type Archive-length\n"
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (HTML[:50], HTML[50:])) + b"0\r\n\r\n"
@@ -137,7 +193,7 @@ def test_arc_files(tmp_path: Path, name: str) -> None:
         arc(http(b"cut", "text/plain"), "http://site.org/cut", length=5000),
     ]
     path = tmp_path / name
-    path.write_bytes(b"".join(gzip.compress(r) if name.endswith("gz") else r for r in records))
+    path.write_bytes(b"".join(PACKERS[path.suffix.replace(".arc", "")](r) for r in records))
     documents, bad = read(path)
     names = [(d.url or "").rpartition("/")[2] for d in documents]
     assert names == ["with space in it", "chunked", "gzip", "plain"]
@@ -160,4 +216,5 @@ def test_real_archives_all_run_and_arc_equals_warc(shared_data: Path) -> None:
     assert counts["derived.warc.wet.gz"] == (224, {})
     assert counts["readability-pages.repacked.warc.gz"][0] >= 129
     assert counts["example.warc"] == counts["example.warc.gz"] == counts["example.arc"] == (1, {})
-    assert counts["example-trunc.warc"] == (1, {"bad_record": 1})
+    assert counts["example-trunc.warc"] == (0, {"wrong_digest": 1})
+    assert counts["example-wrong-chunks.warc.gz"] == (1, {})  # the payload is what was crawled, the block is not

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -164,10 +165,37 @@ def test_parquet_splits_by_row_groups(tmp_path: Path) -> None:
     assert offsets == list(range(100))
 
 
-def test_compressed_file_is_one_split_whatever_its_size(tmp_path: Path) -> None:
+def test_large_compressed_file_has_shares_and_gives_every_document_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text":"a"}\n' * 10_000))
-    assert len(plan_splits(spec_of(str(path)), 1000)) == 1
+    body = "".join(json.dumps({"text": hashlib.sha256(str(i).encode()).hexdigest()}) + "\n" for i in range(10_000))
+    path.write_bytes(gzip.compress(body.encode()))
+    spec = spec_of(str(path))
+    splits = plan_splits(spec, 50_000)
+    count = -(-len(body) * 5 // 4 // 50_000)  # a quarter to spare
+    assert [(s.unit, s.start, s.end) for s in splits] == [("shares", i, count) for i in range(count)]
+    assert len(texts_of(spec, splits)) == 10_000
+    assert len({str(s.fingerprint()) for s in splits}) == count
+    assert [s.unit for s in plan_splits(spec, 1 << 22)] == ["files"]
+    assert [Split.unpack(s.pack()) for s in splits] == splits
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "unit"),
+    [
+        ("a.csv", {"format": "csv"}, "shares"),
+        ("a.json", {"format": "json"}, "shares"),
+        ("a.warc", {"format": "warc"}, "shares"),
+        ("a.txt.gz", {"format": "text", "options": {"unit": "line"}}, "shares"),
+        ("a.txt.gz", {"format": "text"}, "files"),
+        ("a.html", {"format": "html"}, "files"),
+        ("a.txt", {"format": "text", "options": {"unit": "line"}}, "bytes"),
+    ],
+)
+def test_which_large_files_have_shares(tmp_path: Path, name: str, changes: dict[str, object], unit: str) -> None:
+    path = tmp_path / name
+    body = b"0123456789abcde\n" * 1000
+    path.write_bytes(gzip.compress(body) if name.endswith("gz") else body)
+    assert {s.unit for s in plan_splits(spec_of(str(path), **changes), 2000 if "gz" not in name else 200)} == {unit}
 
 
 def test_fingerprint_follows_content_not_location(tmp_path: Path) -> None:

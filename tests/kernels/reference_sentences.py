@@ -40,7 +40,7 @@ def skip_spaces(text: str, i: int) -> int:
 
 
 def line_kind(text: str, start: int) -> str:
-    body = text[start:].lstrip(" \t\r")
+    body = text[start:].lstrip(" \t\r\v\f")
     indent = sum(4 if c == "\t" else 1 for c in text[start : len(text) - len(body)])
     if not body or body[0] == "\n":
         return "blank"
@@ -49,7 +49,7 @@ def line_kind(text: str, start: int) -> str:
             return "item"
         if body[0] in SPACES:
             i = skip_spaces(body, 0)
-            return "blank" if "\n" in body[:i] else "prose"
+            return "blank" if "\n" in body[:i] or i == len(body) else "prose"
         return "prose"
     if body.startswith(("```", "~~~")):
         return "fence"
@@ -156,8 +156,12 @@ def behind_terminal(text: str, begin: int, i: int) -> tuple[bool, int]:
     following, after_at, dash = what_follows(text, k)
     if following == "end" or (following == "lower" and (quoted or dash)):
         return following == "end", i
+    exclaims = set(text[stop : stop + len(kinds)]) == {"!"}
+    hard = hard and not (exclaims and following == "lower")
     if len(kinds) > 1 or ellipsis:
         return hard or following != "lower", i
+    if exclaims:
+        return hard, i
     return hard or full_stop_ends(text, begin, stop, following, after_at), i
 
 

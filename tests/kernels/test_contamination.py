@@ -12,8 +12,8 @@ from refinery.kernels import contamination
 from refinery.kernels.contamination import Matches, build_index, index_size, unit_table, word_positions
 from refinery.kernels.contamination_hits import HitBounds, document_frequencies, find_hits
 from refinery.kernels.contamination_scan import documents_to_scan, find_matches
-from refinery.kernels.shingles import BLOCK_WORDS
 from refinery.kernels.text import views_of
+from refinery.kernels.word_scan import BLOCK_WORDS
 from tests.kernels.reference_minhash import word_hash, words_of
 
 ALPHABET = "aBßИ中の٣① \n\0.,。_-😀\ufe0f\u0301\u200d"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import IntegrityError
-from refinery.kernels.cuts import apply_cuts, merged_spans, minus_spans, to_original, touched
+from refinery.kernels.cuts import apply_cuts, as_ingested, merged_spans, minus_spans, to_original, touched
 from refinery.kernels.text import text_views
 
 TEXTS = ["", "a plain line\r\n", "第一条　合同", "чистый текст", "🙂\0🙂", "e\u0301", "x" * 40]
@@ -128,3 +128,34 @@ def test_touched_equals_looking_at_every_byte(spans, cuts):
 
     expected = [any(r == q and a < b + m and b < a + n for q, b, m in cuts) for r, a, n in spans]
     assert touched(*columns(spans), columns(cuts)).tolist() == expected
+
+
+@given(
+    st.text("ab汉é ", min_size=1, max_size=30),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6)), max_size=4),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 8)), max_size=4),
+)
+def test_later_spans_map_back_around_earlier_cuts(text, earlier, later):
+    """Cutting spans out of the shortened text is cutting their pieces out of the whole one, and no byte twice."""
+    raw = np.frombuffer(text.encode(), dtype=np.uint8)
+    cuts = np.array([(a, min(a + n, len(raw))) for a, n in earlier if a < len(raw)], dtype=np.int64).reshape(-1, 2)
+    keep = np.ones(len(raw), dtype=bool)
+    for start, end in cuts:
+        keep[start:end] = False
+    short = raw[keep]
+    spans = np.array([(a, min(a + n, len(short))) for a, n in later if a < len(short)], np.int64).reshape(-1, 2)
+    rows = np.full(len(spans), 5)
+    owners, starts, ends = as_ingested(
+        rows, spans[:, 0], spans[:, 1], (np.full(len(cuts), 5), cuts[:, 0], cuts[:, 1])
+    )  # fmt: skip
+    left = np.ones(len(short), dtype=bool)
+    for start, end in spans:
+        left[start:end] = False
+    whole = keep.copy()
+    for start, end in zip(starts, ends, strict=True):
+        assert keep[start:end].all(), "nothing that is cut already"
+        whole[start:end] = False
+    assert bytes(raw[whole]) == bytes(short[left])
+    lengths = np.bincount(owners, ends - starts, len(spans)) if len(spans) else np.empty(0)
+    assert lengths.tolist() == (spans[:, 1] - spans[:, 0]).tolist()
+    assert owners.tolist() == sorted(owners.tolist())

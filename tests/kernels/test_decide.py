@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.decide import MAX_RULES, decide
-from refinery.kernels.preset import Rule, load_preset, load_rules, preset_names
+from refinery.kernels.preset import LINE_SIGNALS, Rule, load_preset, load_rules, preset_names
 from refinery.kernels.signals import SIGNALS, signals
+from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.kernels.text import views_of
 
 EN = (
@@ -44,7 +45,7 @@ def test_golden_decisions() -> None:
     assert reasons(texts, ["gopher", "fineweb"], langs) == [
         None, None, None, "gopher.top_4gram", "gopher.dup_lines", "gopher.words_min",
     ]  # fmt: skip
-    assert reasons(texts, ["c4"]) == [None, "c4.sentences", None, "c4.braces", "c4.sentences", "c4.sentences"]
+    assert reasons(texts, ["c4"]) == [None, None, None, "c4.sentences", "c4.sentences", "c4.sentences"]
     assert reasons([EN, CODE, "x" * 1001, "=-+ " * 20], ["code"]) == [
         "code.mean_line_length", None, "code.max_line_length", "code.alnum",
     ]  # fmt: skip
@@ -92,10 +93,17 @@ def test_missing_signal_and_unequal_columns_are_schema_errors() -> None:
 
 
 def test_every_preset_loads_and_cites() -> None:
-    names = {spec.name for spec in SIGNALS}
-    assert preset_names() == ["c4", "code", "dialogue", "fineweb", "fineweb2_zh", "gopher", "zh_web"]
+    names = {spec.name for spec in (*SIGNALS, *DATATROVE_SIGNALS)}
+    assert preset_names() == [
+        "c4", "c4_fineweb", "code", "dialogue", "fineweb", "fineweb2_zh", "fineweb_datatrove", "gopher",
+        "gopher_datatrove", "refinedweb_lines", "zh_lines", "zh_web",
+    ]  # fmt: skip
     rules = load_rules(preset_names())
-    assert all(rule.signal in names and rule.source for rule in rules)
+    own = {f"{name}.{signal}" for name in preset_names() for signal in LINE_SIGNALS}
+    assert all(rule.signal in names | own and len(rule.source) > 3 for rule in rules)
+    lines = [line for name in preset_names() for line in load_preset(name).lines]
+    assert len(lines) > 20
+    assert all(len(line.source) > 3 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,29 @@ def test_every_preset_loads_and_cites() -> None:
         ("rules: [{name: a, signal: num_words, min: 1, source: s, langs: [no]}]", "quote"),
         ("rules: []", "at least one rule"),
         ("rules: [", "not valid YAML"),
+        ("rules: [{name: a, signal: cut_word_frac, max: 1, source: s}]", "unknown signal"),
+        ("lines: [{name: a, fact: num_word, min: 1, source: s}]", "near: num_words"),
+        ("lines: [{name: a, fact: num_words, min: 1}]", "citation"),
+        ("lines: [{name: a, fact: num_words, source: s}]", "no range"),
+        ("lines: [{name: a, fact: num_words, min: 3, max: 1, source: s}]", "no range"),
+        ("lines: [{name: a, min: 1, source: s}]", "bound a fact"),
+        ("lines: [{name: a, source: s}]", "looks at a fact"),
+        ("lines: [{name: a, fact: num_words, min: 1, phrases: [x], source: s}]", "looks at a fact"),
+        ("lines: [{name: a, pattern: counter, source: s}]", "counter"),
+        ("lines: [{name: a, pattern: citations, source: s}]", "near: citation"),
+        ("lines: [{name: a, pattern: citation, phrases: [x], source: s}]", "two rules"),
+        ("lines: [{name: a, phrases: [' x'], source: s}]", "outer white space"),
+        ("lines: [{name: a, phrases: [x], at: begin, source: s}]", "at is"),
+        ("lines: [{name: a, phrases: [x], action: cut, source: s}]", "near: cut_line"),
+        ("lines: [{name: a, fact: num_words, min: 1, action: cut_match, source: s}]", "cut_line"),
+        ("lines: [{name: a, phrases: [x], max_words: 1.5, source: s}]", "whole number"),
+        ("lines: [{name: a, phrases: [x], unfinished: 1, source: s}]", "true or false"),
+        ("lines: [{name: a, phrase: [x], source: s}]", "near: phrases"),
+        ("lines: [{name: a, phrases: [x], scripts: latin, source: s}]", "scripts"),
+        (
+            "lines: [{name: a, phrases: [x], source: s}]\nrules: [{name: a, signal: num_words, min: 1, source: s}]",
+            "repeat",
+        ),
         (
             "rules: [{name: a, signal: num_words, min: 1, source: s}, {name: a, signal: num_words, max: 1, source: s}]",
             "repeat",
@@ -121,6 +152,13 @@ def test_bad_presets_name_the_remedy(tmp_path: Path, body: str, message: str) ->
     path = tmp_path / "mine.yaml"
     path.write_text(f"name: mine\n{body}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
+        load_preset(path)
+
+
+def test_a_preset_with_line_rules_has_no_dot_in_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: my.own\nlines: [{name: a, phrases: [x], source: s}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="dot"):
         load_preset(path)
 
 

@@ -13,8 +13,8 @@ from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.ngrams import bucket_counts, bucket_words, weight_sums
 from refinery.kernels.preparation import prepare
 from refinery.kernels.segmentation import segment_han
-from refinery.kernels.shingles import BLOCK_WORDS
 from refinery.kernels.text import views_of
+from refinery.kernels.word_scan import BLOCK_WORDS
 from tests.kernels.reference_minhash import MASK64, M, R, word_hash, words_of
 
 ALPHABET = "aBzÉßİΣЖя12٣中文法々かｱ한ไ😀❤\ufe0f\u0301\u200b\u00ad \t\r\n\0.,，。'_-𠀀"

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from refinery.errors import DataError
 from refinery.kernels.planted_sentences import DIFFERENT, SAME, planted_pairs
-from refinery.kernels.sentence_guard import ROLES, features_veto, guard_features, veto
+from refinery.kernels.sentence_guard import NEGATION, NUMBERS, ROLES, features_veto, guard_features, veto
+from refinery.kernels.sentence_guard_words import is_number_word
 
 _PAIRS = planted_pairs()
 
@@ -60,3 +61,41 @@ def test_features_are_enough_and_symmetric(left: str, right: str) -> None:
 def test_what_is_no_features_is_refused(bad) -> None:
     with pytest.raises(DataError, match="guard features"):
         features_veto(bad, guard_features("A sentence."))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "bit"),
+    [
+        ("The order of the court was lawful.", "The order of the court was unlawful.", NEGATION),
+        ("No direct and no indirect damage is paid.", "No direct and no direct damage is paid.", NEGATION),
+        ("Such a treatment is harmful to children.", "Such a treatment is harmless to children.", NEGATION),
+        ("Der Antrag ist zulässig und wird geprüft.", "Der Antrag ist unzulässig und wird geprüft.", NEGATION),
+        ("Une telle mesure est possible en hiver.", "Une telle mesure est impossible en hiver.", NEGATION),
+        ("Это было возможно и в другом городе.", "Это было невозможно и в другом городе.", NEGATION),
+        ("The supplier delivers the goods.", "The supplier fails to deliver the goods.", NEGATION),
+        ("See paragraph (a) of the annex.", "See paragraph (b) of the annex.", NUMBERS),
+        ("See paragraph (ii) of the annex.", "See paragraph (iii) of the annex.", NUMBERS),
+        ("Le texte fut signé le mois de mars.", "Le texte fut signé le mois de mai.", NUMBERS),
+        ("Он пришёл с тремя друзьями.", "Он пришёл с двумя друзьями.", NUMBERS),
+        ("Es waren zweiundzwanzig Tage.", "Es waren dreiundzwanzig Tage.", NUMBERS),
+        ("Er kam am zweiten Tag.", "Er kam am dritten Tag.", NUMBERS),
+    ],
+)
+def test_negated_words_and_inflected_numbers(left: str, right: str, bit: int) -> None:
+    assert veto(left, right) & bit
+    assert veto(left, left) == 0
+
+
+@pytest.mark.parametrize("word", ["ein", "eine", "und", "der", "form", "stadt", "son", "le", "не", "он", "dixie"])
+def test_plain_words_are_no_numbers(word: str) -> None:
+    assert not is_number_word(word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["eins", "zwei", "elf", "siebzehnten", "einundzwanzig", "zweihundertdreißig", "tausend", "vierte", "twentieth",
+     "fifteen", "seventeenth", "quatrième",
+     "soixante", "пятнадцати", "двадцатого", "пятьсот", "третьего", "twelfth", "dezember"],
+)  # fmt: skip
+def test_number_words(word: str) -> None:
+    assert is_number_word(word)

@@ -5,19 +5,19 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
-from refinery.kernels.sentences import normalised_hash, sentence_spans, sentence_views, window_hashes
+from refinery.kernels.sentences import is_block, normalised_hash, sentence_spans, sentence_views, window_hashes
 from refinery.kernels.text import TextViews, views_of
-from tests.kernels.reference_sentences import sentence_ends
+from tests.kernels.reference_sentences import SPACES, sentence_ends
 
 _PIECES = [
     *("Hello", " ", "\n", "\n\n", "\r\n", ".", "!", "?", "…", "...", "。", "！", "；", "”", "“", "»", "«", '"', "'"),
     *(")", "(", "Mr", "e.g", "z. B", "т.е", "г", "3", "12", "I", "a", "Zürich", "Привет", "— ", "- ", "# ", "* "),
     *("1. ", "```\n", "| a |\n", "    code", "\t", "你好", "世界", "😀", "\x00", "\u00a0", "\u3000", "=====\n"),
-    *("<p>", "é", "かな", "؟", "।"),
+    *("<p>", "é", "かな", "؟", "।", "\f", "\v", "\u2003"),
 ]
 _TEXTS = st.one_of(st.lists(st.sampled_from(_PIECES), max_size=40).map("".join), st.text(max_size=60))
 
@@ -65,9 +65,11 @@ def test_spans_are_those_of_plain_python(text: str) -> None:
 
 
 @given(_TEXTS)
+@example("Hello\n\u00a0")
+@example("Hello.\n\f\nNext page.")
 def test_a_sentence_starts_with_text(text: str) -> None:
     pieces = _sentences(text)
-    assert all(piece.strip() for piece in pieces[1:])
+    assert all(piece.strip("".join(SPACES)) for piece in pieces[1:])
 
 
 @pytest.mark.parametrize(
@@ -94,11 +96,21 @@ def test_a_sentence_starts_with_text(text: str) -> None:
         ],
         ["“你好。”", "他说。", "我们走吧！", "好的；", "再见……真的？", "是的！！", "数值为3.14。"],
         ["「行こう。」", "彼は言った。", "はい"],
+        ["Oh! my dear, come in!! ", "He did? ", "it is late."],
         ["What is ver. 2.0? ", "Use rustc. ", "It works\u2026 ", "Good."],
     ],
 )
 def test_terminals(sentences: list[str]) -> None:
     assert _sentences("".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize(
+    ("sentence", "block"),
+    [("```rust\nlet x = 42;\n```", True), ("| a | b |\n", True), ("    return x\n", True), ("\tmake all\n", True),
+     ("Plain text.", False), ("  indented by two.", False), ("- an item", False), ("", False)],
+)  # fmt: skip
+def test_blocks_are_told_by_how_they_begin(sentence: str, block: bool) -> None:
+    assert is_block(sentence) is block
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError, SchemaError
 from refinery.kernels.minhash import MinHashConfig, signatures, signatures_of_text
-from refinery.kernels.shingles import BLOCK_WORDS, scan_table, shingle_hashes, shingle_sets, table_digest, words_hash
+from refinery.kernels.shingles import shingle_hashes, shingle_sets, words_hash
 from refinery.kernels.text import TextViews, text_views, views_of
+from refinery.kernels.word_scan import BLOCK_WORDS, WORD_SEED, scan_table, scan_words, table_digest
 from tests.kernels.reference_minhash import shingle_of, shingles_of, word_hash, words_hash_of, words_of
 
 ALPHABET = "aBzÉßİΣςЖя12٣①中文法〇々かナｱー한국ไทย😀❤\ufe0f\u0301\u200b\u200d\u00ad \t\r\n\0.,，。'_-𠀀ǅﬀ\U000e0101"
@@ -57,6 +58,19 @@ def test_blocks_of_the_scan_leave_no_seam(num_words, pattern, size):
     text = "".join(pattern.format(i % 97) for i in range(num_words))
     assert per_document(shingle_hashes(views_of(["a", text, "b"]), size))[1] == shingles_of(text, size, "words")
     assert words_hash(views_of([text])).hashes[0].tolist() == list(words_hash_of(text, "words"))
+
+
+@given(st.text(alphabet=st.sampled_from(ALPHABET), max_size=60), st.integers(1, 7), units)
+def test_a_scan_in_steps_of_any_room_gives_all_words_and_writes_no_further(text, room, unit):
+    views = views_of([text])
+    memory = np.full(room + 4, 7, dtype=np.uint64)
+    found, position, end = [], 0, len(views.data)
+    while position < end:
+        filled, position = scan_words(views.data, position, end, scan_table(unit), WORD_SEED, memory[:room], 0)
+        assert filled == room or position == end
+        found += memory[:filled].tolist()
+    assert found == [word_hash(w) for w in words_of(text, unit)]
+    assert (memory[room:] == 7).all()
 
 
 def test_case_space_and_punctuation_do_not_matter():

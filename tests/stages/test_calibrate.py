@@ -12,7 +12,7 @@ import yaml
 from refinery.errors import ConfigError
 from refinery.kernels.planted_sentences import planted_pairs
 from refinery.recipe import parse_recipe
-from refinery.report.calibration import render, verdict
+from refinery.report.calibration import render, sides, verdict
 from refinery.stages.calibrate import EDGES, calibration
 from tests.stages.corpus import write_jsonl
 from tests.stages.runs import run_stages
@@ -112,3 +112,24 @@ def test_the_page_escapes_every_text() -> None:
     assert not any(f"<{tag}>" in page for tag in ("script", "i", "m", "l", "k"))
     assert page.count("spared by the guard: numbers, negation") == 2
     assert "\u202e" not in page
+
+
+def test_what_differs_is_marked() -> None:
+    pair = {"left": "Article 12 applies to <b>all</b> parties.", "right": "Article 13 applies to <b>all</b> parties."}
+    left, right = sides(pair)
+    assert [text for changed, text in left if changed] == ["12"]
+    assert [text for changed, text in right if changed] == ["13"]
+    for side, name in ((left, "left"), (right, "right")):
+        assert "".join(text for _, text in side) == pair[name]
+    assert sides({"left": "承租人承担责任。", "right": "承租人不承担责任。"})[1][1] == (True, "不")
+    assert sides({"left": "", "right": "a"}) == [[], [(True, "a")]]
+
+
+def test_a_planted_difference_that_would_be_cut_is_said_first() -> None:
+    pair = {"left": "He may go.", "right": "He must go.", "similarity": 0.97, "vetoed": 0}
+    row = {"language": "en", "kind": "duty", "same": False, "count": 1, "above": 1, "caught": 0, "caught_of_all": 0,
+           "pairs": [pair]}  # fmt: skip
+    found = {"name": "n", "model": "m", "languages": ["en"], "similarity": 0.95, "num_sentences": 2,
+             "num_documents": 1, "bins": [], "planted": [row]}  # fmt: skip
+    assert "1 of 1 would be cut although they differ in meaning" in render(found)
+    assert "although" not in render({**found, "planted": [{**row, "caught": 1}]})

@@ -9,7 +9,8 @@ import pytest
 
 from refinery.errors import ConfigError, IntegrityError
 from refinery.report.explain import explain, explain_text
-from refinery.stages import dedup_local
+from refinery.stages import dedup_documents, dedup_local
+from refinery.stages.dedup_spark import find_in_spark
 from refinery.stages.workspace import need_stage
 from tests.stages.corpus import ENGLISH, edited, prose, sentence_text, write_jsonl
 from tests.stages.runs import files_of, fork, run_stages, whole_table
@@ -161,13 +162,19 @@ def test_two_unrelated_runs_are_one_index(spark, world, tmp_path):
     assert _pairs([world / "one", tmp_path / "apart", tmp_path / "last"]) == _pairs([world / "batch"])
 
 
-@pytest.mark.parametrize("name", ["batch", "three"])
-def test_spark_finds_what_one_process_finds(spark, world, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("batch", "ONE_PROCESS_ROWS"), ("three", "ONE_PROCESS_ROWS"), ("batch", "ONE_PROCESS_SHINGLES")],
+)
+def test_spark_finds_what_one_process_finds(spark, world, tmp_path, monkeypatch, name, limit):
     crawls, index = ((0, 1, 2), ()) if name == "batch" else ((2,), ("two",))
     values = fork(_values(world, crawls, name, index), tmp_path / "run")
     here = need_stage(str(world / name), NAME)
-    monkeypatch.setattr(dedup_local, "ONE_PROCESS_ROWS", 0)
+    monkeypatch.setattr(dedup_local, limit, 0)
+    called = []
+    monkeypatch.setattr(dedup_documents, "find_in_spark", lambda *a: called.append(1) or find_in_spark(*a))
     there = run_stages(spark, values, [NAME], force=[NAME])[NAME]
+    assert called
     assert there.facts == here.facts
     assert there.content_hash == here.content_hash
     for table in ("clusters", "flips", "copies", "edges", "candidate_pairs"):

@@ -248,15 +248,17 @@ def test_scope_and_slices_and_partitions(spark, tmp_path):
 def test_what_is_no_sentence_is_counted_and_left_alone(spark, tmp_path):
     rows = [
         {"id": "empty", "text": "\n\n ... \n\n***\n"},
-        {"id": "huge", "text": "x" * 300_000 + " and y and z and w are here in one sentence"},
+        {"id": "huge", "text": "x" * 5_000_000 + " and y and z and w are here in one sentence"},
         {"id": "long", "text": " ".join(["word"] * 400) + "."},
         {"id": "short", "text": "Too short. Also this."},
+        {"id": "code", "text": "```rust\nlet a = one two three four five six seven eight nine;\n```\n"},
         {"id": "good", "text": " ".join(own("good", 3))},
     ]
     section = {"exact": True, "embeddings": {"device": "cpu", "max_words": 100}}
     facts = run(spark, values_of(tmp_path, rows, section)).facts["embeddings"]
     assert facts["num_embedded"] == 3
     assert facts["num_too_long"] == 2
+    assert facts["num_blocks"] == 1
     assert facts["num_too_short"] >= 2
 
 
@@ -302,3 +304,105 @@ def test_recipes_that_cannot_be_meant_are_refused(tmp_path):
         parse_recipe(values_of(tmp_path, rows, {"window_sentences": 1}))
     with pytest.raises(ConfigError, match=r"dedup_sentences.keep names quality"):
         parse_recipe(values_of(tmp_path, rows, {"keep": ["quality"]}))
+
+
+def _task(values, **embeddings):
+    from refinery.stages.sentence_repeats import SentencesTask
+
+    return SentencesTask(values["workdir"], 7, {"embeddings": embeddings}, (), 10, {})
+
+
+def _vectors(values):
+    numbers = part_files.part_numbers(values["workdir"], STAGE, "vectors")
+    return [part_files.part_path(values["workdir"], STAGE, "vectors", p) for p in numbers]
+
+
+@needs_model
+def test_vectors_travel_as_float16_and_text_never(spark, tmp_path):
+    """What is shuffled: numbers and two bytes a feature; of the guard, hashes."""
+    import pyarrow as pa
+
+    from refinery.contracts.tables import CELLS, COMPARED, GUARDS, PAIRS, VECTORS
+    from refinery.stages.sentence_matching import _BLOCKS, _blocks_of_part
+
+    rows, _, _ = _similar_rows()
+    values = values_of(tmp_path, rows, {"exact": False, "embeddings": {"device": "cpu", "min_words": 6}})
+    run(spark, values)
+    batches = [
+        batch for part in part_files.part_numbers(values["workdir"], STAGE, "cells")
+        for batch in _blocks_of_part(_task(values, block_rows=100), {}, part)
+    ]  # fmt: skip
+    sizes = {len(vector) for batch in batches for vector in batch.column("vector").to_pylist()}
+    assert sizes == {2 * 384}
+    for schema in (_BLOCKS, VECTORS, CELLS, COMPARED, GUARDS, PAIRS):
+        assert not [name for name, kind in zip(schema.names, schema.types, strict=True) if pa.types.is_string(kind)]
+    assert [n for n, k in zip(_BLOCKS.names, _BLOCKS.types, strict=True) if pa.types.is_binary(k)] == ["vector"]
+
+
+@needs_model
+def test_another_model_under_the_same_name_makes_other_vectors(spark, tmp_path):
+    """A model folder that changed: nothing that the old one wrote is taken for the new one's."""
+    import shutil
+
+    from refinery.gpu.embed import packaged_model_path, worker_embedder
+
+    folder = tmp_path / "model"
+    shutil.copytree(packaged_model_path(), folder)
+    rows, _, _ = _similar_rows()
+    section = {"exact": False, "embeddings": {"device": "cpu", "min_words": 6, "model": str(folder)}}
+    values = values_of(tmp_path, rows, section)
+    first = run(spark, values)
+    assert run(spark, values).content_hash == first.content_hash
+    config = folder / "sentence_bert_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("256", "8"), encoding="utf-8")
+    worker_embedder.cache_clear()
+    second = run(spark, values)
+    assert second.inputs["embedding model"] != first.inputs["embedding model"]
+    assert second.fingerprint != first.fingerprint
+
+
+@needs_model
+def test_stored_vectors_of_another_width_are_an_error(spark, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from refinery.stages.sentence_matching import train_cells, unpacked_vectors
+
+    with pytest.raises(DataError, match="2, 4 features: two models"):
+        unpacked_vectors(pa.array([b"\0" * 4, b"\0" * 8]))
+    rows, _, _ = _similar_rows()
+    values = values_of(tmp_path, rows, {"exact": False, "embeddings": {"device": "cpu", "min_words": 6}})
+    values["ingest"]["part_bytes"] = 500
+    run(spark, values)
+    first, *others = _vectors(values)
+    assert others
+    table = pq.read_table(first)
+    short = pa.array([b"\x00\x3c" * 3] * table.num_rows, pa.large_binary())
+    pq.write_table(table.set_column(table.column_names.index("vector"), "vector", short), first)
+    with pytest.raises(DataError, match=r"3, 384 features.*--force"):
+        train_cells(_task(values), part_files.part_numbers(values["workdir"], STAGE, "vectors"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="no sentence_transformers")
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        ({"model": "models/nowhere/at/all"}, "is no folder"),
+        ({"model": "{folder}"}, "no .safetensors"),
+        ({"model": "someone/model"}, "pin a commit"),
+        pytest.param({"device": "cuda"}, "sees no CUDA device", marks=needs_model),
+    ],
+)
+def test_models_and_devices_that_are_not_there_stop_the_stage_early(spark, tmp_path, embeddings, message):
+    import torch
+
+    if embeddings.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("CUDA is there")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    embeddings = {key: value.format(folder=tmp_path / "pickled") for key, value in embeddings.items()}
+    rows, _, _ = _similar_rows()
+    values = values_of(tmp_path, rows, {"exact": False, "embeddings": {"device": "cpu", "min_words": 6} | embeddings})
+    with pytest.raises(ConfigError, match=message):
+        run(spark, values)
+    assert not part_files.part_numbers(values["workdir"], STAGE, "vectors")
