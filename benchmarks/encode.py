@@ -8,10 +8,10 @@ Python's standard library, which is code only and says so. Speeds are UTF-8 byte
 all run on one thread. Training and encoding use different documents, by hash. `tiktoken` runs in an environment of its
 own (benchmarks/peers.py) on the same documents and vocabulary, by ids too. With `--run`, the folder of a run that has
 tokenised, its part tasks' CPU is compared with the encoder's on text of the same run. Bounds, exit 1 when missed: no
-different ids, time grows by at most the power 1.05 of the text from 1 to 16 times and of a text without a space from 1
-to 16 MB, at most 500 MB at the peak, in the stage at least 70 % of the encoder's speed, and, where our kernel runs, at
-least twice kitoken's speed on the mix and no less on Chinese. `cold` is an empty cache, the time that counts; `warm` the
-same text again. Prints JSON.
+different ids, time grows by at most the power 1.05 of the text from 1 to 16 times and of one without a space from 1 to
+16 MB, at most 500 MB at the peak, in the stage at least 70 % of the encoder's speed, and, where our kernel runs, at
+least twice kitoken's speed on the mix and no less on Chinese. `cold` is an empty cache, the time that counts; `warm`
+the same text again. Prints JSON.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def _reopened(encoder: Encoder) -> Encoder:
 
 def _without_a_space(encoder: Encoder) -> dict[str, object]:
     """Return the speed on 1 to 16 MB of letters without a break, one pretoken, and the power by which time grows."""
-    letters = "".join(hex_key(str(number)) for number in range(1 << 19)).translate(str.maketrans("0123456789", "ghijklmnop"))
+    keys = "".join(hex_key(str(number)) for number in range(1 << 19))
+    letters = keys.translate(str.maketrans("0123456789", "ghijklmnop"))
     sizes, seconds = [], []
     for megabytes in (1, 4, 16):
         views = views_of([letters[: megabytes << 20]])

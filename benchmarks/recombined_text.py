@@ -162,7 +162,8 @@ def documents(pool: Clauses, seed: int, num_bytes: int, odds: tuple[float, float
     number = 0
     while num_bytes > 0:
         key = splitmix64_int(seed * 1_000_003 + number)
-        size = int(_document(*pool, np.uint64(key), 2_000 + key % 36_000, np.array([*means, *means], dtype=np.int64), out))
+        gaps = np.array([*means, *means], dtype=np.int64)
+        size = int(_document(*pool, np.uint64(key), 2_000 + key % 36_000, gaps, out))
         num_bytes -= size
         number += 1
         yield out[:size].tobytes()

@@ -5,8 +5,8 @@
 There is 0.2 GB of real text in the folder in REFINERY_SHARED, so its clauses are recombined and varied
 (benchmarks/recombined_text.py), written as the sample that the tokenize stage leaves, and counted and learnt by the
 stage's own path: part tasks count, Spark sums, the driver learns the merges from (pretoken, count). Prints how distinct
-pretokens grow in the real text and in ours. Memory is the highest resident set of each process, looked at twice a
-second. Bounds, exit 1 when missed: the driver stays under 4 GB, Python and JVM together; distinct Chinese pretokens grow
+pretokens grow in the real text and in ours. Memory is the highest resident set of each process, read twice a second.
+Bounds, exit 1 when missed: the driver stays under 4 GB, Python and JVM together; distinct Chinese pretokens grow
 at least as fast as in the real text. Needs half of `--bytes` on disk; the sample is deleted afterwards.
 """
 

@@ -20,6 +20,10 @@ FROM_BYTES, OWN_BYTES = -1, -2
 """Instead of a character's id: the pretoken must start from its bytes; only this character must."""
 SHORT = 64
 """Symbols up to which the next pair is found by a scan."""
+PIECE = 32
+"""Bytes from which on a long pretoken is cut where no token could span the cut."""
+_PAIRS_AT = 1 << 18
+_ONE = np.uint64(1)
 _S32 = np.uint64(32)
 _MASK32 = np.uint64(0xFFFFFFFF)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -45,6 +49,8 @@ class JoinTables(NamedTuple):
     token_bytes: np.ndarray
     token_slots: np.ndarray
     """int32: open-addressing table of tokens by their bytes, -1 where empty; read only where `whole`."""
+    inner: np.ndarray
+    """uint64, shape (2**18 + 2**10,): which three bytes stand in a token, which two are one; from `inner_bytes`."""
 
 
 @njit(cache=True, inline="always")
@@ -119,13 +125,50 @@ def token_table(starts: np.ndarray, spelt: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def _start(data: np.ndarray, at: int, stop: int, tables: JoinTables, symbols: np.ndarray) -> int:
-    """Write the symbols that a pretoken starts as; return their number."""
-    count, place = 0, at
+def inner_bytes(starts: np.ndarray, spelt: np.ndarray) -> np.ndarray:
+    """Return as bits which runs of three bytes stand in some token, and behind them which two bytes are a token."""
+    bits = np.zeros(_PAIRS_AT + (1 << 10), dtype=np.uint64)
+    for token in range(len(starts) - 1):
+        if starts[token + 1] - starts[token] == 2:
+            pair = (np.int64(spelt[starts[token]]) << 8) | spelt[starts[token] + 1]
+            bits[_PAIRS_AT + (pair >> 6)] |= _ONE << np.uint64(pair & 63)
+        for at in range(starts[token], starts[token + 1] - 2):
+            three = (np.int64(spelt[at]) << 16) | (np.int64(spelt[at + 1]) << 8) | spelt[at + 2]
+            bits[three >> 6] |= _ONE << np.uint64(three & 63)
+    return bits
+
+
+@njit(cache=True)
+def _piece_end(data: np.ndarray, at: int, stop: int, inner: np.ndarray) -> int:
+    """Return a character's first byte that no token reaches across, `PIECE` bytes or more after `at`; `stop` if none.
+
+    A token across the place holds the two bytes around it, and, unless it is these two, three bytes that hold them.
+    """
+    for place in range(at + PIECE, stop - 1):
+        if data[place] & 0xC0 == 0x80:  # inside a character
+            continue
+        before, first = np.int64(data[place - 2]), np.int64(data[place - 1])
+        second, after = np.int64(data[place]), np.int64(data[place + 1])
+        pair = (first << 8) | second
+        if (inner[_PAIRS_AT + (pair >> 6)] >> np.uint64(pair & 63)) & _ONE:
+            continue
+        three = (before << 16) | pair
+        if (inner[three >> 6] >> np.uint64(three & 63)) & _ONE:
+            continue
+        three = (pair << 8) | after
+        if not (inner[three >> 6] >> np.uint64(three & 63)) & _ONE:
+            return place
+    return stop
+
+
+@njit(cache=True)
+def _start(data: np.ndarray, at: int, stop: int, tables: JoinTables, symbols: np.ndarray, first: int) -> int:
+    """Write the symbols that a pretoken starts as to ``symbols[first:]``; return their number."""
+    count, place = first, at
     while place < stop:
-        first = data[place]
-        if first < 0x80:
-            symbols[count] = tables.byte_ids[first]
+        lead = data[place]
+        if lead < 0x80:
+            symbols[count] = tables.byte_ids[lead]
             place += 1
             count += 1
             continue
@@ -142,9 +185,9 @@ def _start(data: np.ndarray, at: int, stop: int, tables: JoinTables, symbols: np
             place += size
         else:
             for byte in range(at, stop):
-                symbols[byte - at] = tables.byte_ids[data[byte]]
+                symbols[first + byte - at] = tables.byte_ids[data[byte]]
             return stop - at
-    return count
+    return count - first
 
 
 @njit(cache=True)
@@ -166,17 +209,26 @@ def join_pretoken(
         if token >= 0:
             symbols[0] = token
             return 1
-    count = _start(data, at, stop, tables, symbols)
-    if count <= SHORT:
-        return join_short(symbols, values, count, tables.pairs)
-    return join_long(symbols, count, tables.pairs)
+    size = 0
+    while at < stop:
+        end = stop if stop - at <= 2 * PIECE else _piece_end(data, at, stop, tables.inner)
+        count = _start(data, at, end, tables, symbols, size)
+        if count <= SHORT:
+            size += join_short(symbols, size, count, values, tables.pairs)
+        else:
+            size += join_long(symbols, size, count, tables.pairs)
+        at = end
+    return size
 
 
 @njit(cache=True)
-def join_short(symbols: np.ndarray, values: np.ndarray, count: int, pairs: np.ndarray) -> int:
-    """Join in place by scans for the lowest rank; `values` has room for `count` + 1. Return how many are left."""
+def join_short(symbols: np.ndarray, first: int, count: int, values: np.ndarray, pairs: np.ndarray) -> int:
+    """Join ``symbols[first : first + count]`` in place by scans for the lowest rank; return how many are left.
+
+    `values` is scratch for as many.
+    """
     for place in range(count - 1):
-        values[place] = pair_value(pairs, symbols[place], symbols[place + 1])
+        values[place] = pair_value(pairs, symbols[first + place], symbols[first + place + 1])
     while count > 1:
         best = NO_PAIR
         where = 0
@@ -186,15 +238,15 @@ def join_short(symbols: np.ndarray, values: np.ndarray, count: int, pairs: np.nd
                 where = place
         if best == NO_PAIR:
             break
-        symbols[where] = np.int32(best & _MASK32)
+        symbols[first + where] = np.int32(best & _MASK32)
         count -= 1
         for place in range(where + 1, count):
-            symbols[place] = symbols[place + 1]
+            symbols[first + place] = symbols[first + place + 1]
             values[place] = values[place + 1]
         if where > 0:
-            values[where - 1] = pair_value(pairs, symbols[where - 1], symbols[where])
+            values[where - 1] = pair_value(pairs, symbols[first + where - 1], symbols[first + where])
         if where + 1 < count:
-            values[where] = pair_value(pairs, symbols[where], symbols[where + 1])
+            values[where] = pair_value(pairs, symbols[first + where], symbols[first + where + 1])
     return count
 
 
@@ -224,8 +276,10 @@ def _push(heap: np.ndarray, size: int, value: Any) -> None:
 
 
 @njit(cache=True)
-def join_long(symbols: np.ndarray, count: int, pairs: np.ndarray) -> int:
-    """Join in place by a heap of (rank, place) over a linked list, O(n log n); return how many symbols are left.
+def join_long(symbols: np.ndarray, first: int, count: int, pairs: np.ndarray) -> int:
+    """Join ``symbols[first : first + count]`` in place by a heap of (rank, place) over a linked list, O(n log n).
+
+    Return how many symbols are left.
 
     Stale entries are known by their rank: the pair that stands there now has another. Memory: 24 bytes a symbol.
     """
@@ -235,7 +289,7 @@ def join_long(symbols: np.ndarray, count: int, pairs: np.ndarray) -> int:
     heap = np.empty(2 * count, dtype=np.uint64)
     size = 0
     for place in range(count - 1):
-        value = pair_value(pairs, symbols[place], symbols[place + 1])
+        value = pair_value(pairs, symbols[first + place], symbols[first + place + 1])
         if value != NO_PAIR:
             heap[size] = (value & ~_MASK32) | np.uint64(place)
             size += 1
@@ -248,29 +302,29 @@ def join_long(symbols: np.ndarray, count: int, pairs: np.ndarray) -> int:
         _sift_down(heap, 0, size)
         place = np.int64(top & _MASK32)
         right = np.int64(after[place])
-        if symbols[place] < 0 or right >= count:
+        if symbols[first + place] < 0 or right >= count:
             continue
-        value = pair_value(pairs, symbols[place], symbols[right])
+        value = pair_value(pairs, symbols[first + place], symbols[first + right])
         if value == NO_PAIR or value >> _S32 != top >> _S32:
             continue
-        symbols[place] = np.int32(value & _MASK32)
-        symbols[right] = -1
+        symbols[first + place] = np.int32(value & _MASK32)
+        symbols[first + right] = -1
         past, left = np.int64(after[right]), np.int64(before[place])
         after[place] = past
         if past < count:
             before[past] = place
-            value = pair_value(pairs, symbols[place], symbols[past])
+            value = pair_value(pairs, symbols[first + place], symbols[first + past])
             if value != NO_PAIR:
                 _push(heap, size, (value & ~_MASK32) | np.uint64(place))
                 size += 1
         if left >= 0:
-            value = pair_value(pairs, symbols[left], symbols[place])
+            value = pair_value(pairs, symbols[first + left], symbols[first + place])
             if value != NO_PAIR:
                 _push(heap, size, (value & ~_MASK32) | np.uint64(left))
                 size += 1
     kept = 0
     for place in range(count):
-        if symbols[place] >= 0:
-            symbols[kept] = symbols[place]
+        if symbols[first + place] >= 0:
+            symbols[first + kept] = symbols[first + place]
             kept += 1
     return kept

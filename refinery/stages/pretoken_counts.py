@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 NUM_BUCKETS = 64
-"""Fixed, since it names files; 5 GB of text with 30 million distinct pretokens are 8 MB a bucket."""
+"""Fixed, since it names files; 5 GB of text with 30 million distinct pretokens would be about 8 MB a bucket."""
 _BLOCKS = pa.schema(
     [
         pa.field("bucket", pa.int32()),

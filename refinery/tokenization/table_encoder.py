@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refinery.kernels.bpe_encode import encode_documents, new_state
-from refinery.kernels.bpe_join import JoinTables, pair_table, token_table
+from refinery.kernels.bpe_join import JoinTables, inner_bytes, pair_table, token_table
 from refinery.kernels.char_starts import char_starts
 from refinery.kernels.pretoken_scan import GPT2_DIGITS
 from refinery.tokenization.byte_level import byte_of, spelt
@@ -138,4 +138,5 @@ def _tables(parsed: dict[str, Any], classes: np.ndarray, max_digits: int) -> Joi
         token_starts=starts,
         token_bytes=token_bytes,
         token_slots=token_table(starts, token_bytes),
+        inner=inner_bytes(starts, token_bytes),
     )

@@ -229,7 +229,11 @@ class _WrongKitoken:
 
 @pytest.mark.parametrize("expected", ["kitoken", "tokenizers"])
 def test_an_unproven_engine_is_not_used(
-    expected: str, tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    expected: str,
+    tokenizer_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(engines.TableEncoder, "encode", _wrong_kernel)
     if expected == "tokenizers":
@@ -268,3 +272,29 @@ def test_ids_of_real_text_equal_the_librarys(encoder: Encoder, library: Tokenize
         batch = encoder.encode_batch(views_of([text[:50_000] for text in texts]), append_eos=False)
         expected = [library.encode(text[:50_000], add_special_tokens=False).ids for text in texts]
         assert batch.ids.tolist() == [index for ids in expected for index in ids], path.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("REFINERY_SHARED" not in os.environ, reason="REFINERY_SHARED names no folder of real text")
+def test_ids_of_all_real_text_by_the_released_vocabulary() -> None:
+    folder = Path(__file__).parent.parent.parent / "tokenizer" / "bpe-32k-zh-en"
+    encoder, library = open_encoder(folder), _library(folder)
+    for path in sorted(Path(os.environ["REFINERY_SHARED"]).rglob("*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line).get("text") or "" for line in lines]
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
+        batch = encoder.encode_batch(views_of(texts), append_eos=False)
+        for number, text in enumerate(texts):
+            ids = batch.ids[batch.offsets[number] : batch.offsets[number + 1]]
+            assert ids.tolist() == library.encode(text, add_special_tokens=False).ids, (path.name, number)
+
+
+def test_lone_surrogates_as_bytes_are_refused_by_number(encoder: Encoder) -> None:
+    text = "好".encode() + b"\xed\xa0\x80"
+    views = TextViews(np.array([0, 3, 6]), np.frombuffer(text, np.uint8))
+    with pytest.raises(DataError, match=r"document 1 .* not UTF-8"):
+        encoder.encode_batch(views)
+    # Valid in all, but a document ends inside a character.
+    split = TextViews(np.array([0, 2, 3]), np.frombuffer("好".encode(), np.uint8))
+    with pytest.raises(DataError, match=r"document 0 .* not UTF-8"):
+        encoder.encode_batch(split)
