@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*%?|[零〇一二三四五六七八九�
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|[^\W_]+")
 _TITLE = re.compile(r"《[^》]*》|「[^」]*」|“[^”]*”")
 _NEGATIONS = _words_of(
-    "not no never none nor neither without cannot nothing nobody nowhere unless except hardly un non "
+    "not no never none nor neither without cannot nothing nobody nowhere unless except hardly non "
     "rarely seldom barely scarcely fail fails failed failing refuse refuses refused lack lacks lacked lacking "
     "prevent prevents prevented deny denies denied exclude excludes excluded excluding instead "
     "nicht kein keine keinen keinem keiner keines nie niemals ohne weder nein nichts niemand außer "

@@ -86,6 +86,10 @@ def test_negated_words_and_inflected_numbers(left: str, right: str, bit: int) ->
     assert veto(left, left) == 0
 
 
+def test_a_french_article_is_no_negation() -> None:
+    assert veto("Il y avait un titre de rente sur le livre.", "Il y avait titre de rente sur le livre.") == 0
+
+
 @pytest.mark.parametrize("word", ["ein", "eine", "und", "der", "form", "stadt", "son", "le", "не", "он", "dixie"])
 def test_plain_words_are_no_numbers(word: str) -> None:
     assert not is_number_word(word)
