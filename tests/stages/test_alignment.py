@@ -9,7 +9,7 @@ import pytest
 
 from refinery.contracts.tables import PART_SHIFT
 from refinery.io import parts as part_files
-from refinery.stages.rules import signals_schema
+from refinery.stages.rules_facts import signals_schema
 from refinery.stages.workspace import need_stage
 from tests.stages.corpus import build_corpus, recipe_values
 from tests.stages.runs import parts_of, run_stages, whole_table
