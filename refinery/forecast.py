@@ -67,6 +67,8 @@ class Forecast:
     text_bytes: int
     num_parts: int
     largest_part_bytes: int
+    longest_reading_bytes: int
+    """Most text that one task reads from one file."""
     num_cores: int
     load_factor: float
     """How much longer than on an idle machine everything takes while its present load lasts, at least 1."""
@@ -98,6 +100,8 @@ class _Text(NamedTuple):
     num_bytes: int
     num_parts: int
     largest_part_bytes: int
+    longest_reading_bytes: int
+    """Most text that one task reads from one file, for several parts where the file cannot be entered in the middle."""
     by_domain_role: Mapping[tuple[str, str], int]
 
 
@@ -122,6 +126,7 @@ def forecast_run(recipe: Recipe, stages: Sequence[str]) -> Forecast:
         text_bytes=text.num_bytes,
         num_parts=text.num_parts,
         largest_part_bytes=text.largest_part_bytes,
+        longest_reading_bytes=text.longest_reading_bytes,
         num_cores=cores,
         load_factor=round(factor, 2),
         tokens=tokens,
@@ -162,25 +167,30 @@ def _load_factor(recipe: Recipe) -> float:
 def _planned_text(recipe: Recipe) -> _Text:
     sizes: dict[tuple[str, str], int] = {}
     largest = total = 0
+    readings: dict[tuple[int, str], int] = {}
     task = ingest.plan(recipe)
     for part, (index, _) in enumerate(task.splits):
         split, given = task.split(part), recipe.inputs[index]
         sizes[given.domain, given.role] = sizes.get((given.domain, given.role), 0) + split.estimated_bytes
         largest, total = max(largest, split.estimated_bytes), total + split.estimated_bytes
-    return _Text(total, len(task.splits), largest, sizes)
+        if split.unit == "shares":
+            reading = (index, split.files[0].path)
+            readings[reading] = readings.get(reading, 0) + split.estimated_bytes
+    return _Text(total, len(task.splits), largest, max([largest, *readings.values()]), sizes)
 
 
 def _ingested_text(recipe: Recipe) -> _Text:
     manifest = load_stage(recipe.workdir, "ingest")
     if manifest is None:
-        return _Text(0, 0, 0, {})
+        return _Text(0, 0, 0, 0, {})
     sizes: dict[tuple[str, str], int] = {}
     for row in manifest.counts:
         if row.kind == "kept":
             sizes[row.domain, row.role] = sizes.get((row.domain, row.role), 0) + row.bytes
     parts = len(manifest.part_hashes("documents"))
     total = sum(sizes.values())
-    return _Text(total, parts, min(total, max(recipe.ingest.part_bytes, total // max(1, parts))), sizes)
+    largest = min(total, max(recipe.ingest.part_bytes, total // max(1, parts)))
+    return _Text(total, parts, largest, largest, sizes)
 
 
 def _pool_frac(recipe: Recipe) -> float:
@@ -330,10 +340,10 @@ def _warnings(recipe: Recipe, found: Forecast) -> list[str]:
             f"{size_text(found.free_memory_bytes)} free; lower ingest.part_bytes (now {recipe.ingest.part_bytes:,}), "
             f"spark.master (now {found.num_cores} tasks at once) or the tokenizer's sample_bytes"
         )
-    if found.largest_part_bytes > 4 * recipe.ingest.part_bytes:
+    if found.longest_reading_bytes > 4 * recipe.ingest.part_bytes:
         said.append(
-            f"one compressed file holds about {size_text(found.largest_part_bytes)} of text and cannot be cut: its "
-            "part takes that much longer; store it as several files"
+            f"one file holds about {size_text(found.longest_reading_bytes)} of text and cannot be cut: one task reads "
+            "it from its start while others wait; store it as several files"
         )
     return said
 
