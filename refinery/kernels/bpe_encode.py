@@ -116,7 +116,7 @@ def _keep(lines: np.ndarray, first: int, key: Any, ids: np.ndarray, count: int, 
 
 
 @njit(cache=True, inline="always")
-def _copy_ids(lines: np.ndarray, first: int, out: np.ndarray, size: int, narrow: bool) -> int:
+def _copy_ids(lines: np.ndarray, first: int, out: np.ndarray, size: int, narrow: bool) -> Any:
     count = np.int64(lines[first + _COUNT])
     if narrow:
         out[size] = lines[first + _FIRST_ID] & _NARROW
@@ -174,7 +174,7 @@ def encode_documents(
                 key = _key(data, at, stop - at)
                 mixed = (key[0] ^ key[1] * _PRIMES[0] ^ key[2] * _PRIMES[1] ^ key[3] * _PRIMES[2]) * _PRIMES[3]
                 mixed ^= mixed >> _S32
-                first = np.int64(((mixed * _PRIMES[0]) >> shift) * np.uint64(2 * LINE_WORDS))
+                first = np.int64(((mixed * _PRIMES[0]) >> shift) * np.uint64(2 * LINE_WORDS))  # type: ignore[assignment]
                 if _is_line(lines, first, key):
                     size = _copy_ids(lines, first, out, size, narrow)
                     at = stop

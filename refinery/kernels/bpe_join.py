@@ -96,7 +96,7 @@ def pair_table(left: np.ndarray, right: np.ndarray, ids: np.ndarray) -> np.ndarr
 
 
 @njit(cache=True)
-def token_of(data: np.ndarray, at: int, stop: int, starts: np.ndarray, spelt: np.ndarray, slots: np.ndarray) -> int:
+def token_of(data: np.ndarray, at: int, stop: int, starts: np.ndarray, spelt: np.ndarray, slots: np.ndarray) -> Any:
     """Return the id of the token with these bytes, -1 if there is none."""
     mask = np.uint64(len(slots) - 1)
     slot = hash_bytes(data, at, stop) & mask
@@ -300,7 +300,7 @@ def join_long(symbols: np.ndarray, first: int, count: int, pairs: np.ndarray) ->
         size -= 1
         heap[0] = heap[size]
         _sift_down(heap, 0, size)
-        place = np.int64(top & _MASK32)
+        place = np.int64(top & _MASK32)  # type: ignore[assignment]
         right = np.int64(after[place])
         if symbols[first + place] < 0 or right >= count:
             continue

@@ -11,6 +11,8 @@ are the Latin ones, and rare smileys are missing. `benchmarks/rules_agreement.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -34,7 +36,7 @@ from refinery.kernels.datatrove_specials import MAX_SPECIAL_CHARS
 
 
 @numba.njit(cache=True)
-def _lookup(codes: np.ndarray, start: int, end: int, specials: np.ndarray) -> int:
+def _lookup(codes: np.ndarray, start: int, end: int, specials: np.ndarray) -> Any:
     """Return the slot of a listed string, or -1."""
     if end - start > MAX_SPECIAL_CHARS or end <= start:
         return -1

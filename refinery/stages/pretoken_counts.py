@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import PRETOKENS
 from refinery.io import parts as part_files
+from refinery.io import storage
 from refinery.kernels.pretokens import PretokenCounter, PretokenCounts, selected, split_by_hash
 from refinery.kernels.text import text_views
 from refinery.stages.part_tasks import apply_groups, map_parts
@@ -65,7 +66,10 @@ def count_sample(
             sizes[count] += size
             distinct[count] += number
     smallest = smallest_count_kept(sizes.items(), recipe.max_pretoken_bytes)
-    kept = [_kept(workdir, number, smallest) for number in sorted(bucket["bucket"] for bucket in summed)]
+    numbers = sorted(bucket["bucket"] for bucket in summed)
+    kept = [_kept(workdir, number, smallest) for number in numbers]
+    for number in numbers:  # read once; a vocabulary that stands is never counted again
+        storage.remove(part_files.part_path(workdir, "tokenize", "pretokens", number))
     lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.offsets) for part in kept)])
     return CountedSample(
         PretokenCounts(

@@ -255,7 +255,8 @@ def test_what_is_no_sentence_is_counted_and_left_alone(spark, tmp_path):
         {"id": "good", "text": " ".join(own("good", 3))},
     ]
     section = {"exact": True, "embeddings": {"device": "cpu", "max_words": 100}}
-    facts = run(spark, values_of(tmp_path, rows, section)).facts["embeddings"]
+    whole = {"validation_frac": 0.0, "part_bytes": 8_000_000}  # 5 MB in parts of 2 kB are 2,500 tasks
+    facts = run(spark, values_of(tmp_path, rows, section, ingest=whole)).facts["embeddings"]
     assert facts["num_embedded"] == 3
     assert facts["num_too_long"] == 2
     assert facts["num_blocks"] == 1
