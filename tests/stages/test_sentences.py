@@ -373,7 +373,7 @@ def test_stored_vectors_of_another_width_are_an_error(spark, tmp_path):
         unpacked_vectors(pa.array([b"\0" * 4, b"\0" * 8]))
     rows, _, _ = _similar_rows()
     values = values_of(tmp_path, rows, {"exact": False, "embeddings": {"device": "cpu", "min_words": 6}})
-    values["ingest"]["part_bytes"] = 500
+    values["ingest"]["part_bytes"] = 1024
     run(spark, values)
     first, *others = _vectors(values)
     assert others
