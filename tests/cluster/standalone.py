@@ -27,7 +27,7 @@ from refinery.stages.session import JAVA_OPTIONS
 ROOT = Path(__file__).parent.parent.parent
 SPARK_HOME = Path(pyspark.__file__).parent
 START_SECONDS = 90
-SUBMIT_SECONDS = 400
+SUBMIT_SECONDS = 900
 
 
 def free_ports(count: int) -> list[int]:
