@@ -29,7 +29,9 @@ def telling_lines(text: str, bounds: Sequence[RuleBound]) -> list[tuple[int, str
     if not filled or not bounds:
         return [None] * len(bounds)
     views = views_of([lines[k] for k in filled])
-    columns = signals(views) | datatrove_signals(views)
+    columns = signals(views)
+    if any(bound.signal.startswith("datatrove_") for bound in bounds):  # their kernels take half a minute to compile
+        columns |= datatrove_signals(views)
     return [_telling(lines, filled, columns, bound) for bound in bounds]
 
 
