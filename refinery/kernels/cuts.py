@@ -124,21 +124,35 @@ def as_ingested(
     Returns: (span, start, end) of pieces, int64: index of the span that each is of, in order; a span that crosses an
         earlier cut has several pieces, and all of them together are as long as the span.
     """
-    order = np.argsort(cuts[0], kind="stable")
+    order = np.lexsort((cuts[1], cuts[0]))
     cut_rows, cut_starts, cut_ends = (column[order] for column in cuts)
-    owners, pieces = [], []
-    for row in np.unique(rows).tolist():
-        mine = np.flatnonzero(rows == row)
-        theirs = slice(np.searchsorted(cut_rows, row), np.searchsorted(cut_rows, row, side="right"))
-        gone = merged_spans(cut_starts[theirs], cut_ends[theirs])
-        mapped = to_original(starts[mine], ends[mine], cut_starts[theirs], cut_ends[theirs])
-        for span, start, end in zip(mine.tolist(), *(m.tolist() for m in mapped), strict=True):
-            left = minus_spans([(start, end)], gone)
-            owners += [span] * len(left)
-            pieces += left
-    sorted_by = np.argsort(np.array(owners, dtype=np.int64), kind="stable")
-    found = np.array(pieces, dtype=np.int64).reshape(-1, 2)[sorted_by]
-    return np.array(owners, dtype=np.int64)[sorted_by], found[:, 0], found[:, 1]
+    first, last = (np.searchsorted(cut_rows, rows, side=side) for side in ("left", "right"))
+    found = np.empty((len(rows) + int((last - first).sum()), 3), dtype=np.int64)  # a cut parts a span once at most
+    count = _pieces(starts, ends, first, last, cut_starts, cut_ends, found)
+    return found[:count, 0], found[:count, 1], found[:count, 2]
+
+
+@numba.njit(cache=True, nogil=True)
+def _pieces(
+    starts: np.ndarray, ends: np.ndarray, first: np.ndarray, last: np.ndarray, cut_starts: np.ndarray,
+    cut_ends: np.ndarray, found: np.ndarray,
+) -> int:  # fmt: skip
+    """Write (span, start, end) of every piece of the spans, each crossed by its document's cuts first to last."""
+    count = 0
+    for span in range(len(starts)):
+        at, gone = 0, 0  # as ingested: where text goes on behind the cuts passed so far, and how much they took
+        for cut in range(first[span], last[span] + 1):
+            behind = cut == last[span]
+            stop = ends[span] + gone if behind else cut_starts[cut]
+            begin, end = max(starts[span] + gone, at), min(ends[span] + gone, stop)
+            if begin < end:
+                found[count, 0], found[count, 1], found[count, 2] = span, begin, end
+                count += 1
+            if behind or ends[span] + gone <= stop:
+                break
+            gone += max(0, cut_ends[cut] - max(at, stop))
+            at = max(at, cut_ends[cut])
+    return count
 
 
 def minus_spans(spans: list[tuple[int, int]], gone: list[tuple[int, int]]) -> list[tuple[int, int]]:
