@@ -18,7 +18,8 @@ from refinery.io import parts as part_files
 from refinery.io.charset import mojibake_repair, simplified_converter
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, Split, read_split
 from refinery.kernels.chinese_script import is_traditional
-from refinery.kernels.clean import clean_text, cut_to_bytes, text_hash
+from refinery.kernels.clean import clean_text, cut_to_bytes, text_hashes
+from refinery.kernels.text import text_views
 from refinery.stages.decisions import located
 from refinery.stages.tallies import tally
 
@@ -131,7 +132,7 @@ def _take(task: IngestTask, filling: _Filling, record: RawDocument, text: str, s
         filling.batches.append(_batch(filling.columns))
 
 
-_READ_COLUMNS = ("key_base", "text", "text_hash", "lang", "url", "date", "license", "meta", "num_bytes", "num_chars")
+_READ_COLUMNS = ("key_base", "text", "lang", "url", "date", "license", "meta", "num_bytes", "num_chars")
 
 
 def _append(
@@ -142,7 +143,6 @@ def _append(
     )
     columns["key_base"].append(hex_key(spec.source, *identity))
     columns["text"].append(text)
-    columns["text_hash"].append(text_hash(text))
     columns["lang"].append(record.lang or spec.lang)
     columns["url"].append(record.url)
     columns["date"].append(record.date)
@@ -157,7 +157,8 @@ def _batch(columns: dict[str, list[Any]]) -> pa.Table:
     table = pa.Table.from_pydict(columns, schema=schema)
     for values in columns.values():
         values.clear()
-    return table
+    hashes = pa.array(text_hashes(text_views(table.column("text"))), pa.string())
+    return table.append_column("text_hash", hashes)
 
 
 def _finish(task: IngestTask, spec: InputSpec, part: int, filling: _Filling) -> tuple[pa.Table, dict[str, Any]]:
@@ -180,7 +181,7 @@ def _with_addresses(task: IngestTask, spec: InputSpec, part: int, table: pa.Tabl
     validation = pa.array(draws < task.settings["validation_frac"])
     constant = {name: pa.repeat(pa.scalar(getattr(spec, name)), count) for name in ("source", "domain", "role")}
     ids = pa.array((np.int64(part) << PART_SHIFT) + np.arange(count, dtype=np.int64))
-    data = {name: table.column(name) for name in _READ_COLUMNS}
+    data = {name: table.column(name) for name in table.column_names}
     data |= constant
     data |= {
         "doc_id": ids,
