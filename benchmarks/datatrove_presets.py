@@ -17,11 +17,11 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from peers import run_peer
+from rules_agreement import compare
 
 from refinery.io.sources import InputSpec, RawDocument, plan_splits, read_split
 from refinery.kernels.clean import clean_text
@@ -77,20 +77,6 @@ def _rules() -> dict[str, tuple[Rule, ...]]:
     return {"gopher_repetition": gopher[: quality[0]], "gopher_quality": gopher[quality[0] :], "fineweb": fineweb}
 
 
-def _compare(names: list[str], theirs: list[str | None], ours: list[str | None]) -> dict[str, Any]:
-    classes: Counter[tuple[str, str]] = Counter()
-    example: dict[tuple[str, str], str] = {}
-    for name, their, our in zip(names, theirs, ours, strict=True):
-        if (their is None) != (our is None):
-            key = (their or "kept", our or "kept")
-            classes[key] += 1
-            example.setdefault(key, name)
-    rows = [{"datatrove": a, "ours": b, "docs": n, "example": example[a, b]} for (a, b), n in classes.most_common()]
-    dropped = sum(reason is not None for reason in theirs)
-    return {"agreement": round(1 - sum(classes.values()) / len(names), 4), "dropped_by_datatrove": dropped,
-            "disagreements": rows}  # fmt: skip
-
-
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -123,7 +109,7 @@ def main() -> int:
         "mb_per_cpu_s": {"ours": round(len(views.data) / 1e6 / seconds, 1),
                          "datatrove": round(len(views.data) / 1e6 / three, 3)},
         "filters": {
-            kind: _compare(names, theirs[kind], decide(columns, rules, ["en"] * len(texts)).reasons(rules))
+            kind: compare(names, theirs[kind], decide(columns, rules, ["en"] * len(texts)).reasons(rules))
             for kind, rules in _rules().items()
         },
     }  # fmt: skip

@@ -100,7 +100,8 @@ def _with_texts(reasons: list[str | None], texts: list[str | None], others: list
     ]  # fmt: skip
 
 
-def _compare(ids: list[str], theirs: list[str | None], ours: list[str | None]) -> dict[str, Any]:
+def compare(ids: list[str], theirs: list[str | None], ours: list[str | None]) -> dict[str, Any]:
+    """Return how often two verdicts agree on keeping a document, and every class of disagreement with an example."""
     classes: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
     for name, their, our in zip(ids, theirs, ours, strict=True):
@@ -149,9 +150,9 @@ def main() -> int:
         "mb_per_cpu_s": {"ours": round(speed, 1), "datatrove": round(chain, 3), "split_words": round(chain_split, 2)},
         "ratio": round(speed / chain, 1),
         "ratio_split": round(speed / chain_split, 1),
-        "filters": {name: _compare(ids, theirs[name], ours[name]) for name in theirs},
+        "filters": {name: compare(ids, theirs[name], ours[name]) for name in theirs},
         "agreement_with_split_words": {
-            name: _compare(ids, theirs_split[name], ours[name])["agreement"] for name in theirs_split
+            name: compare(ids, theirs_split[name], ours[name])["agreement"] for name in theirs_split
         },
     }
     text = json.dumps(figures, indent=1)

@@ -5,7 +5,6 @@
 Prints CPU seconds of both taggers on every document and the bytes; taggers only tag, dropping comes later there.
 """
 
-import gzip
 import json
 import sys
 import time
@@ -14,17 +13,11 @@ from pathlib import Path
 
 from dolma.core.data_types import Document
 from dolma.core.registry import TaggerRegistry
+from texts_in import read_texts
 
 
 def main() -> None:
-    path, limit = Path(sys.argv[1]), float(sys.argv[2]) * 1e6
-    texts, size = [], 0
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            texts.append(json.loads(line)["text"])
-            size += len(texts[-1].encode())
-            if size >= limit:
-                break
+    texts, size = read_texts(Path(sys.argv[1]), float(sys.argv[2]) * 1e6)
     taggers = [TaggerRegistry.get(name)() for name in ("gopher_v1", "c4_v1")]
     for tagger in taggers:
         tagger.predict(Document(source="warm", id="warm", text="A sentence to load what loads late. " * 20))

@@ -5,7 +5,6 @@
 Seven quality filters and thirteen of repetition, each scoring and judging every document. Prints CPU seconds and bytes.
 """
 
-import gzip
 import json
 import sys
 import time
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nemo_curator.stages.text.filters.heuristic import repetition, string
+from texts_in import read_texts
 
 
 def _filters() -> list:
@@ -30,14 +30,7 @@ def _filters() -> list:
 
 
 def main() -> None:
-    path, limit = Path(sys.argv[1]), float(sys.argv[2]) * 1e6
-    texts, size = [], 0
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            texts.append(json.loads(line)["text"])
-            size += len(texts[-1].encode())
-            if size >= limit:
-                break
+    texts, size = read_texts(Path(sys.argv[1]), float(sys.argv[2]) * 1e6)
     filters = _filters()
     for kind in filters:
         kind.keep_document(kind.score_document("A sentence to load what loads late.\n\n" * 20))

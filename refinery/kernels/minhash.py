@@ -39,7 +39,6 @@ EMPTY = np.uint32(0xFFFFFFFF)
 """Every entry of the signature of a document without shingles. Such a document is no candidate for anything."""
 
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MinHashConfig:
     """What a signature is made of."""
@@ -89,6 +88,14 @@ def _check_num_hashes(num_hashes: int) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
+def _lower(block: np.ndarray, count: int, family: np.ndarray, minima: np.ndarray, wide: bool) -> None:
+    if wide:
+        lower_minima_wide(block, count, family, minima)
+    else:
+        lower_minima(block, count, family, minima)
+
+
+@numba.njit(cache=True, nogil=True)
 def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, wide: bool, family: np.ndarray, out: np.ndarray) -> None:
     block = np.empty(BLOCK_WORDS, dtype=np.uint32)
     minima = np.empty(family.shape[1], dtype=np.uint32)
@@ -97,10 +104,7 @@ def _sign_shingles(offsets: np.ndarray, hashes: np.ndarray, wide: bool, family: 
         for first in range(offsets[doc], offsets[doc + 1], BLOCK_WORDS):
             count = min(BLOCK_WORDS, offsets[doc + 1] - first)
             block[:count] = hashes[first : first + count]
-            if wide:
-                lower_minima_wide(block, count, family, minima)
-            else:
-                lower_minima(block, count, family, minima)
+            _lower(block, count, family, minima, wide)
         out[doc] = minima[: out.shape[1]]
 
 
@@ -128,10 +132,8 @@ def _sign_text(
             else:
                 filled, position = scan_words(data, position, end, table, WORD_SEED, words, filled)
             count = roll_shingles(words, filled, size, block, 0)
-            if count > 0 and wide:
-                lower_minima_wide(block, count, family, minima)
-            elif count > 0:
-                lower_minima(block, count, family, minima)
+            if count > 0:
+                _lower(block, count, family, minima, wide)
             total += count
             filled = keep_tail(words, filled, size)
         num_shingles[doc] = total

@@ -185,6 +185,31 @@ def dup_ngram_chars(
 
 
 @numba.njit(cache=True, nogil=True)
+def repeated_words(
+    keys: np.ndarray,
+    num_words: int,
+    table: np.ndarray,
+    word_ids: np.ndarray,
+    occurrences: np.ndarray,
+    repeated: np.ndarray,
+    positions: np.ndarray,
+) -> int:
+    """Number the words, and list those that occur twice: where `next_order` begins; return how many are listed.
+
+    Fills `word_ids` and `occurrences` as `first_positions`, `repeated` with a word's number or -1, and `positions`.
+    """
+    first_positions(keys, num_words, table, word_ids, occurrences)
+    count = 0
+    for i in range(num_words):
+        repeated[i] = -1
+        if occurrences[word_ids[i]] >= 2:
+            repeated[i] = word_ids[i]
+            positions[count] = i
+            count += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
 def ngram_repetition(
     keys: np.ndarray,
     num_words: int,
@@ -206,14 +231,7 @@ def ngram_repetition(
     word_ids, repeated, positions, candidates, first, occurrences = (
         integers[0], integers[1], integers[2], integers[3], integers[4], integers[5],
     )  # fmt: skip
-    first_positions(keys, num_words, table, word_ids, occurrences)
-    num_positions = 0
-    for i in range(num_words):
-        repeated[i] = -1
-        if occurrences[word_ids[i]] >= 2:
-            repeated[i] = word_ids[i]
-            positions[num_positions] = i
-            num_positions += 1
+    num_positions = repeated_words(keys, num_words, table, word_ids, occurrences, repeated, positions)
     for n in range(2, LAST_DUP + 1):
         num_positions = next_order(
             n, num_words, word_ids, repeated, positions, num_positions, candidates, first, occurrences, table

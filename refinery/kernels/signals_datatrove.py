@@ -21,7 +21,14 @@ from refinery.hashing import splitmix64
 from refinery.kernels.datatrove_chars import LETTER, MARK, datatrove_classes, decode_document, unit_table
 from refinery.kernels.datatrove_specials import special_table
 from refinery.kernels.datatrove_words import split_datatrove_words
-from refinery.kernels.repetition import first_positions, next_order, table_capacity, table_mask, top_ngram_chars
+from refinery.kernels.repetition import (
+    first_positions,
+    next_order,
+    repeated_words,
+    table_capacity,
+    table_mask,
+    top_ngram_chars,
+)
 from refinery.kernels.text import TextViews
 
 
@@ -195,14 +202,7 @@ def _top_ngrams(
     """Write the characters of the most frequent 2-, 3- and 4-gram."""
     ids, repeated, positions = integers[0], integers[1], integers[2]
     candidates, first, occurrences = integers[3], integers[4], integers[5]
-    first_positions(keys, tokens, table, ids, occurrences)
-    count = 0
-    for i in range(tokens):
-        repeated[i] = -1
-        if occurrences[ids[i]] >= 2:
-            repeated[i] = ids[i]
-            positions[count] = i
-            count += 1
+    count = repeated_words(keys, tokens, table, ids, occurrences, repeated, positions)
     for n in range(2, 5):
         count = next_order(n, tokens, ids, repeated, positions, count, candidates, first, occurrences, table)
         row[n - 2] = top_ngram_chars(n, tokens, repeated, positions, count, occurrences, char_ends)

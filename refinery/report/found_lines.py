@@ -16,19 +16,16 @@ MAX_TOLD = 40
 """Lines told in text; JSON has all."""
 
 
-def found_lines(workdir: str, rules: StageManifest | None, doc_id: int, text: bytes) -> list[dict[str, Any]]:
+def found_lines(workdir: str, rules: StageManifest, doc_id: int, text: bytes) -> list[dict[str, Any]]:
     """Return every line, or piece of one, on which a line rule fired, in order.
 
     Args:
         workdir: the run's folder.
-        rules: manifest of the rules stage; None or one without line rules gives nothing.
+        rules: manifest of a rules stage with line rules.
         doc_id: the document.
         text: its text as ingested, UTF-8.
     """
-    part = doc_id >> PART_SHIFT
-    if rules is None or part not in rules.part_hashes("line_findings"):
-        return []
-    table = part_files.read_part(workdir, rules.stage, "line_findings", part)
+    table = part_files.read_part(workdir, rules.stage, "line_findings", doc_id >> PART_SHIFT)
     names = rules.facts["line_rules"]["names"]
     found = []
     for row in table.filter(pc.equal(table.column("doc_id"), doc_id)).to_pylist():

@@ -84,9 +84,9 @@ def make_facts(task: RulesTask, part: int) -> PartFacts:
         schemas |= {LEFT: signals_left_schema(task.line_rules), FOUND: LINE_FINDINGS}
         prints |= dict.fromkeys((LEFT, FOUND), lines_fingerprint(task, part))
     paths = {t: part_files.part_path(task.workdir, STAGE, t, part) for t in ("signals", "words", LEFT, FOUND, "cuts")}
-    for table in ("words", *((LEFT, FOUND, "cuts") if not task.line_rules else ())):
-        if table not in schemas:
-            storage.remove(paths[table])  # later stages read the boundaries and cuts that lie there
+    wanted = {*schemas, "cuts"} if task.line_rules else schemas.keys()
+    for table in paths.keys() - wanted:
+        storage.remove(paths[table])  # later stages read the boundaries and cuts that lie there
     found = {table: part_files.found_part(paths[table], prints[table]) for table in schemas}
     tables = {} if all(found.values()) else _compute(task, part)
     files = {
