@@ -13,6 +13,11 @@ from refinery.kernels.char_classes import class_table
 _TABLE = class_table()
 
 
+def is_letter(char: str) -> bool:
+    """`str.isalpha`, and the ideographic planes whole: what Unicode put there after the running Python's tables."""
+    return char.isalpha() or 0x20000 <= ord(char) < 0x2FA1E or 0x30000 <= ord(char) < 0x323B0
+
+
 def flags_of(char: str) -> int:
     code = ord(char)
     return int(_TABLE[code]) if code < cc.TABLE_SIZE else 0
@@ -156,7 +161,7 @@ def signals_of(text: str) -> dict[str, float]:
     out["ellipsis_to_word_frac"] = ratio(text.count("...") + text.count("…"), num_tokens)
     out["bullet_line_frac"] = ratio(sum(x.strip().startswith(("•", "-")) for x in lines), len(lines))
     out["ellipsis_line_frac"] = ratio(sum(x.strip().endswith(("...", "…")) for x in lines), len(lines))
-    out["alpha_word_frac"] = ratio(sum(any(c.isalpha() for c in w) for w in words), len(words))
+    out["alpha_word_frac"] = ratio(sum(any(map(is_letter, w)) for w in words), len(words))
     out["num_stop_words_en"] = len(set(words) & {"the", "be", "to", "of", "and", "that", "have", "with"})
     out["num_stop_words_zh"] = len((set(words) | ({"·"} & set(text))) & set(cc.STOP_WORDS_ZH))
     for name, segments in (("line", nonempty), ("paragraph", paragraphs)):

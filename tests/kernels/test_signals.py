@@ -47,6 +47,7 @@ def assert_equal_to_reference(texts: list[str]) -> None:
 
 
 @given(st.lists(TEXT.filter(lambda t: t.isprintable() or not any(0xD800 <= ord(c) < 0xE000 for c in t)), max_size=4))
+@example(["\U0003134b"])  # a letter of Unicode 15
 @example(["", "\n", "\r\n", " \n \n", "a\n\n\r\n\r\na", "x\n \n \nx"])
 @example(["...", "。”A. b", "e.g. x.", "a'", "'a", "a'中", "中\u3099\u3099a", "\u3099a"])
 @example(["lorem ipsumJavaScript", "use cookiesjavascript", "privacy policyJavaScript", "terms of usejavascript"])
