@@ -13,9 +13,10 @@ from refinery.kernels.char_classes import class_table
 _TABLE = class_table()
 
 
-def is_letter(char: str) -> bool:
-    """`str.isalpha`, and the ideographic planes whole: what Unicode put there after the running Python's tables."""
-    return char.isalpha() or 0x20000 <= ord(char) < 0x2FA1E or 0x30000 <= ord(char) < 0x323B0
+def category_of(char: str) -> str:
+    """`unicodedata.category`, and the ideographic planes whole: what came there after the running Python's tables."""
+    ideograph = 0x20000 <= ord(char) < 0x2FA1E or 0x30000 <= ord(char) < 0x323B0
+    return "Lo" if ideograph else unicodedata.category(char)
 
 
 def flags_of(char: str) -> int:
@@ -161,7 +162,7 @@ def signals_of(text: str) -> dict[str, float]:
     out["ellipsis_to_word_frac"] = ratio(text.count("...") + text.count("…"), num_tokens)
     out["bullet_line_frac"] = ratio(sum(x.strip().startswith(("•", "-")) for x in lines), len(lines))
     out["ellipsis_line_frac"] = ratio(sum(x.strip().endswith(("...", "…")) for x in lines), len(lines))
-    out["alpha_word_frac"] = ratio(sum(any(map(is_letter, w)) for w in words), len(words))
+    out["alpha_word_frac"] = ratio(sum(any(category_of(c)[0] == "L" for c in w) for w in words), len(words))
     out["num_stop_words_en"] = len(set(words) & {"the", "be", "to", "of", "and", "that", "have", "with"})
     out["num_stop_words_zh"] = len((set(words) | ({"·"} & set(text))) & set(cc.STOP_WORDS_ZH))
     for name, segments in (("line", nonempty), ("paragraph", paragraphs)):
@@ -184,11 +185,11 @@ def signals_of(text: str) -> dict[str, float]:
     for name, flag in (("han_kana", cc.IDEOGRAPHIC), ("han", cc.HAN), ("kana", cc.KANA), ("latin", cc.LATIN),
                        ("fullwidth_punct", cc.FULLWIDTH)):  # fmt: skip
         out[f"{name}_frac"] = ratio(sum(has(c, flag) for c in visible), len(visible))
-    categories = [unicodedata.category(c) for c in visible]
+    categories = [category_of(c) for c in visible]
     out["digit_frac"] = ratio(categories.count("Nd"), len(visible))
     out["upper_frac"] = ratio(categories.count("Lu"), len(visible))
     out["punct_frac"] = ratio(sum(c[0] in "PS" for c in categories), len(visible))
-    out["alnum_frac"] = ratio(sum(unicodedata.category(c)[0] in "LN" for c in text), len(text))
+    out["alnum_frac"] = ratio(sum(category_of(c)[0] in "LN" for c in text), len(text))
     out["unique_char_frac"] = ratio(len(set(text)), len(text))
     out["char_entropy_nats"] = -sum(k / len(text) * math.log(k / len(text)) for k in Counter(text).values())
     out["mean_line_length_chars"] = ratio(sum(map(len, lines)), len(lines))
