@@ -19,7 +19,7 @@ _QUOTES = "'\"”“`‘´’‚„»«「」『』（）〔〕【】《》〈�
 _CURRENCY = "$£€¥฿₽﷼₴₿" + "".join(map(chr, range(0x20A0, 0x20BF)))
 _MARKS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»"
 """datatrove's PUNCTUATION, whose further members are control characters and terminal punctuation of all scripts."""
-_NUM_CODES = 0x20000
+_NUM_CODES = 0x40000
 UNITS = (
     "km m dm cm mm ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar mb MB kb KB gb GB tb TB T G "
     "M K % km² km³ m² m³ dm² dm³ cm² cm³ mm² mm³"
@@ -29,7 +29,7 @@ UNIT_CHARS = 4
 
 @functools.cache
 def datatrove_classes() -> np.ndarray:
-    """Return the flags of every code point below 0x20000: uint16, read-only, the same array on every call."""
+    """Return the flags of every code point below 0x40000 (no letter stands above): uint16, read-only, the same array on every call."""
     table = np.zeros(_NUM_CODES, dtype=np.uint16)
     for code in range(_NUM_CODES):
         char = chr(code)

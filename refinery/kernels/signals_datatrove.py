@@ -41,7 +41,7 @@ class DatatroveSpec(NamedTuple):
     doc: str
 
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised whenever one of these signals changes: stored ones of another version are computed anew."""
 
 _TOKENS = "datatrove's tokens"

@@ -53,6 +53,7 @@ def test_splitter_equals_plain_python(pieces: list[str]) -> None:
 @given(st.lists(TEXT, max_size=4))
 @example(["", "\n", "\na\n", "a b a b a b a b a b a b a b", "#" * 30, "ab c ab c a bc a bc ab c"])
 @example(["one two three four five six " * 4, "x" * 70_000])
+@example(["\U00020000 \U0002a6df, \U00030000\U0001f600"])
 def test_figures_equal_plain_python(texts: list[str]) -> None:
     got = datatrove_signals(views_of(texts))
     for i, text in enumerate(texts):
