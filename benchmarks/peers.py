@@ -24,11 +24,20 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _HERE = Path(__file__).parent
 _REQUIREMENTS = _HERE / "peers"
+# A process started from a large one counts that one's peak as its own (Linux carries it over fork and exec), so a small
+# one stands between: it starts the command, waits, and writes what the command alone used to the file named first.
+_LAUNCHER = """import json, os, sys
+pid = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+with open(sys.argv[1], "w") as out:
+    json.dump([usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024], out)
+sys.exit(os.waitstatus_to_exitcode(status) & 255)
+"""
 _CACHE = Path(os.environ.get("REFINERY_PEERS", _HERE.parent / ".cache" / "peers"))
 
 
@@ -95,17 +104,15 @@ def run_measured(command: list[str]) -> Usage:
     """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=clean | threads)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        printed = out.read()
-        if process.returncode != 0:
-            tail = "\n".join((printed + err.read()).strip().splitlines()[-15:])
-            raise PeerError(f"{' '.join(command)} ended with {process.returncode}:\n{tail}")
-    return Usage(printed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    with TemporaryDirectory() as temporary:
+        used = Path(temporary, "used.json")
+        launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(used), *command]
+        done = subprocess.run(launched, capture_output=True, text=True, env=clean | threads, check=False)
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+            raise PeerError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
+        cpu_s, peak_rss_bytes = json.loads(used.read_text(encoding="utf-8"))
+    return Usage(done.stdout, cpu_s, peak_rss_bytes)
 
 
 def main() -> int:

@@ -15,12 +15,15 @@ import argparse
 import gzip
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from peers import run_measured
+
+from refinery.hashing import hex_key
 
 _GROUPS = {
     "zh": ("law/zh", "docs/zh", "books/zh", "encyclopaedia/zh"),
@@ -44,8 +47,6 @@ def _documents(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _split(folder: Path, num_bytes: int, sample: Path) -> tuple[int, dict[str, list[str]]]:
     """Write the sample, drawn by hash so that about `num_bytes` come out; return its size and the held-out texts."""
-    from refinery.hashing import hex_key  # noqa: PLC0415 - the parent stays small until here
-
     total = sum(len(text.encode()) for _, text in _documents(folder))
     share = min(1.0, num_bytes / (total * 15 / 16))
     held_out: dict[str, list[str]] = {name: [] for name in _GROUPS}
@@ -110,13 +111,8 @@ def _train_library(options: argparse.Namespace) -> None:
 def _measured(which: str, options: argparse.Namespace, sample: Path, folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", which, "--sample", str(sample), "--folder", str(folder)]
     command += ["--bytes", str(options.bytes), "--vocab-size", str(options.vocab_size), "--cut", str(options.cut)]
-    threads = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env={**os.environ, **threads})
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"training with {which} ended with {process.returncode}")
-    return {"cpu_s": round(usage.ru_utime + usage.ru_stime, 1), "peak_rss_mib": usage.ru_maxrss // 1024}
+    used = run_measured(command)
+    return {"cpu_s": round(used.cpu_s, 1), "peak_rss_mib": used.peak_rss_bytes >> 20}
 
 
 def _bytes_per_token(definition: Path, held_out: dict[str, list[str]]) -> dict[str, float]:
