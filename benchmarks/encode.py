@@ -46,6 +46,9 @@ from peers import PeerError, run_measured, run_peer
 
 from refinery.hashing import hex_key
 from refinery.kernels.text import text_views, views_of
+from refinery.recipe import parse_recipe
+from refinery.stages.ingest import plan
+from refinery.stages.ingest_part import ingest_part
 from refinery.tokenization.encode import Encoder, open_encoder
 from refinery.tokenization.info import plain_tokenizer, read_definition, tokenizer_folder
 from refinery.tokenization.recipe import TokenizerRecipe
@@ -228,22 +231,28 @@ def _definition_without_special(encoder: Encoder) -> bytes:
     return json.dumps(parsed).encode()
 
 
-def _encoding_peak(encoder: Encoder, texts: list[str]) -> int:
-    """Return the peak memory in MB of a process that encodes 64 MB as a part task does: by slices of 4,096 rows."""
-    code = (
-        "import sys; import pyarrow.parquet as pq;"
-        "from refinery.tokenization.encode import open_encoder;"
-        "from refinery.kernels.text import text_views;"
-        "import numpy as np; encoder = open_encoder(sys.argv[1]);"
-        "slices = pq.ParquetFile(sys.argv[2]).iter_batches(4096);"
-        "ids = np.concatenate([encoder.encode_batch(text_views(piece.column(0))).ids for piece in slices])"
-    )
+_PART_TASK = """
+import sys
+from refinery.hashing import hex_key
+from refinery.stages.tokenize import TokenizeTask, encode_part
+task = TokenizeTask(sys.argv[1], 1, (), 4096, {0: hex_key("peak")}, {}, sys.argv[2], sys.argv[3])
+encode_part(task, 0)
+"""
+
+
+def _part_peak(encoder: Encoder, texts: list[str]) -> int:
+    """Return the peak memory in MB of a process that runs the part task on one part of 64 MB, the size of a default."""
     size = max(1, sum(len(text.encode()) for text in texts))
     with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary, "texts.parquet")
+        given = Path(temporary, "texts.parquet")
         column = pa.array(texts * (1 + 64_000_000 // size), pa.large_string())
-        pq.write_table(pa.table({"text": column}), path, row_group_size=1000)
-        command = [sys.executable, "-c", code, str(encoder.folder), str(path)]
+        pq.write_table(pa.table({"text": column}), given, row_group_size=1000)
+        inputs = [{"source": "s", "domain": "web", "format": "parquet", "paths": [str(given)]}]
+        ingest = {"part_bytes": 128_000_000}
+        recipe = parse_recipe({"name": "peak", "seed": 1, "workdir": temporary, "inputs": inputs, "ingest": ingest})
+        task = plan(recipe)
+        ingest_part(task, ["print"] * len(task.splits), 0)
+        command = [sys.executable, "-c", _PART_TASK, temporary, str(encoder.folder), encoder.info.sha256]
         return run_measured(command).peak_rss_bytes // 1_000_000
 
 
@@ -305,7 +314,7 @@ def main() -> int:
             groups[group] = _speeds(encoder, _take(held_out, options.encode_bytes // 2, group))
         result["speed"] = groups
         result["exponent"] = _exponent(encoder, _take(held_out, min(options.encode_bytes, 1_000_000)))
-        result["peak_rss_mb"] = _encoding_peak(encoder, _take(held_out, options.encode_bytes))
+        result["peak_rss_mb"] = _part_peak(encoder, _take(held_out, options.encode_bytes))
         result["without_a_space"] = _without_a_space(encoder)
         result["stage"] = _through_the_stage(options.run) if options.run else None
     stage, speed = result["stage"], result["speed"]

@@ -24,6 +24,8 @@ from refinery.io import storage
 WIDE_ROW_GROUP_ROWS = 4096
 """Rows per row group of tables that carry text or ids: about 12 MB of English web text."""
 NARROW_ROW_GROUP_ROWS = 262_144
+BATCH_BYTES = 16 << 20
+"""What a batch read from a part aims at most to hold: long documents come in shorter batches."""
 
 _FINGERPRINT = b"refinery.fingerprint"
 _RESULT = b"refinery.result"
@@ -141,9 +143,20 @@ def read_part(workdir: str, stage: str, table: str, part: int, columns: Sequence
 def read_batches(
     workdir: str, stage: str, table: str, part: int, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Read some columns of one part in batches of at most `batch_rows` rows; errors as `read_part`."""
+    """Read some columns of one part in batches of at most `batch_rows` rows and, as its rows go, `BATCH_BYTES`.
+
+    Raises: as `read_part`.
+    """
     with _opened(workdir, stage, table, part, columns) as reader:
-        yield from reader.iter_batches(batch_size=batch_rows, columns=list(columns))
+        rows = max(1, min(batch_rows, reader.metadata.num_rows * BATCH_BYTES // max(1, _stored_bytes(reader, columns))))
+        yield from reader.iter_batches(batch_size=rows, columns=list(columns))
+
+
+def _stored_bytes(reader: pq.ParquetFile, columns: Sequence[str]) -> int:
+    """Return the bytes of some columns before compression."""
+    groups = [reader.metadata.row_group(number) for number in range(reader.metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
 
 
 def part_schema(workdir: str, stage: str, table: str, part: int) -> pa.Schema:

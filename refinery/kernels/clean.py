@@ -78,8 +78,22 @@ def looks_like_mojibake(text: str) -> bool:
     """Tell whether a text holds UTF-8 that was read as Windows-1252, by letter pairs that no language writes."""
     if text.isascii():
         return False
+    raw = text.encode("utf-8", "surrogatepass")
+    # The pattern reads 80 MB/s; nearly all texts have too few letters that a hit begins with.
+    if raw.count(0xC3) < MIN_MOJIBAKE_HITS or _mojibake_leads(np.frombuffer(raw, np.uint8)) < MIN_MOJIBAKE_HITS:
+        return False
     hits = _MOJIBAKE.finditer(text)
     return sum(1 for _ in zip(range(MIN_MOJIBAKE_HITS), hits, strict=False)) == MIN_MOJIBAKE_HITS
+
+
+@numba.njit(cache=True, nogil=True)
+def _mojibake_leads(raw: np.ndarray) -> int:
+    """Count where the first letter of a mojibake hit stands before a character of the rows that its second is from."""
+    found = 0
+    for i in range(len(raw) - 2):
+        if raw[i] == 0xC3 and (raw[i + 1] in (0x82, 0x83) or 0xA2 <= raw[i + 1] <= 0xAF):
+            found += raw[i + 2] in (0xC2, 0xC5, 0xC6, 0xCB, 0xE2)
+    return found
 
 
 def cut_to_bytes(text: str, max_bytes: int) -> str:

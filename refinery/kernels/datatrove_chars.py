@@ -29,7 +29,10 @@ UNIT_CHARS = 4
 
 @functools.cache
 def datatrove_classes() -> np.ndarray:
-    """Return the flags of every code point below 0x40000 (no letter stands above): uint16, read-only, the same array on every call."""
+    """Return the flags of every code point below 0x40000; no letter stands above.
+
+    uint16, read-only, the same array on every call.
+    """
     table = np.zeros(_NUM_CODES, dtype=np.uint16)
     for code in range(_NUM_CODES):
         char = chr(code)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from refinery.contracts.manifest import CountRow, StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import TOKENIZER_SAMPLE, TOKENS
@@ -227,24 +228,29 @@ def encode_part(task: TokenizeTask, part: int) -> dict[str, Any]:
         count = documents.num_rows
         entered = keep_mask(task.workdir, part, count, task.upto)
         lengths = np.zeros(count, dtype=np.int64)
-        pieces: list[np.ndarray] = []
+        # Room for a token a byte and an end each: pages that receive no id are never touched, and pieces joined at the
+        # end would be held twice. A vocabulary with a normaliser may need more.
+        ids = np.empty(pc.sum(documents.column("num_bytes")).as_py() + count if count else 0, dtype=encoder.dtype)
+        end = 0
         for piece in read_survivors(task.workdir, part, ["text"], task.upto, task.slice_rows):
             encoded = encoder.encode_batch(text_views(piece.table.column("text")))
             lengths[piece.rows] = np.diff(encoded.offsets)
-            pieces.append(encoded.ids)
-        table = _tokens_table(documents.column("doc_id"), entered, lengths, pieces, encoder.dtype)
+            if end + len(encoded.ids) > len(ids):
+                ids.resize(2 * (end + len(encoded.ids)), refcheck=False)
+            ids[end : end + len(encoded.ids)] = encoded.ids
+            end += len(encoded.ids)
+        ids.resize(end, refcheck=False)
+        table = _tokens_table(documents.column("doc_id"), entered, lengths, ids)
         result = {"counts": tally(documents, entered, None, lengths)}
         found = part_files.write_part(path, table, TOKENS, print_, result)
     return {**found.result, "tokens": located(part, found), "engine": encoder.engine}
 
 
-def _tokens_table(
-    doc_ids: pa.ChunkedArray, entered: np.ndarray, lengths: np.ndarray, pieces: list[np.ndarray], dtype: np.dtype
-) -> pa.Table:
-    ids = np.concatenate([*pieces, np.empty(0, dtype)]).astype(dtype.newbyteorder("<"), copy=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]) * dtype.itemsize
+def _tokens_table(doc_ids: pa.ChunkedArray, entered: np.ndarray, lengths: np.ndarray, ids: np.ndarray) -> pa.Table:
+    ids = ids.astype(ids.dtype.newbyteorder("<"), copy=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]) * ids.dtype.itemsize
     valid = pa.array(entered).buffers()[1]
-    buffers = [valid, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(np.ascontiguousarray(ids))]
+    buffers = [valid, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(ids)]
     binary = pa.Array.from_buffers(pa.large_binary(), len(lengths), buffers)
     counts = pa.array(lengths, mask=~entered)
     return pa.table({"doc_id": doc_ids, "num_tokens": counts, "ids": binary})

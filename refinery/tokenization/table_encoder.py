@@ -69,7 +69,8 @@ class TableEncoder:
         # Room for a token a byte; pages that receive no id are never touched.
         out = np.empty(int(offsets[-1] - offsets[0]) + len(offsets), dtype=dtype)
         bounds = encode_documents(offsets, data, self._tables, self._state, -1 if eos_id is None else eos_id, out)
-        return bounds, out[: bounds[-1]].copy()
+        out.resize(int(bounds[-1]), refcheck=False)  # gives the untouched pages back and copies nothing
+        return bounds, out
 
     @property
     def cache_use(self) -> dict[str, int]:

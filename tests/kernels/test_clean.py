@@ -9,7 +9,16 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refinery.kernels.clean import clean_text, dirty_documents, is_clean, looks_like_mojibake, text_hash, text_hashes
+from refinery.kernels.clean import (
+    _MOJIBAKE,
+    MIN_MOJIBAKE_HITS,
+    clean_text,
+    dirty_documents,
+    is_clean,
+    looks_like_mojibake,
+    text_hash,
+    text_hashes,
+)
 from refinery.kernels.text import text_views, views_of
 
 AWKWARD = st.text(
@@ -103,6 +112,11 @@ def test_mojibake_is_seen_and_repaired_only_where_seen(text: str) -> None:
     assert looks_like_mojibake(broken)
     assert clean_text(broken, repair=lambda _: text) == text
     assert clean_text(text, repair=lambda _: "never") == text
+
+
+@given(st.text(st.sampled_from("aé ÂÃâãïð€‚ƒ„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ¡¿«»\x80\x9f\xa0\ud83d中’…"), max_size=40))
+def test_looking_at_first_letters_alone_misses_no_mojibake(text: str) -> None:
+    assert looks_like_mojibake(text) == (len(_MOJIBAKE.findall(text)) >= MIN_MOJIBAKE_HITS)
 
 
 @given(st.lists(WELL_FORMED.map(reference_clean), max_size=8))
