@@ -178,6 +178,8 @@ def main() -> int:
     if not os.environ.get("REFINERY_SHARED") or not shared.is_dir():
         sys.stdout.write("needs REFINERY_SHARED, a folder with data/**/*.jsonl.gz\n")
         return 1
+    if options.workdir is not None:
+        Path(options.workdir).mkdir(parents=True, exist_ok=True)
     workdir = tempfile.mkdtemp(prefix="tokenizer-scale-", dir=options.workdir)
     try:
         result = _run(options, shared, workdir)

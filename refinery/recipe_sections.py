@@ -360,4 +360,4 @@ class Spark(Section):
 class Report(Section):
     """The HTML page."""
 
-    samples: int = Field(8, ge=0, le=50, description="documents to read per reason")
+    samples: int = Field(20, ge=0, le=50, description="documents to read per reason")
