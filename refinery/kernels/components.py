@@ -71,10 +71,14 @@ def components(left: np.ndarray, right: np.ndarray) -> Components:
     _check_edges(left, right)
     ends = np.concatenate([np.asarray(left, dtype=np.int64), np.asarray(right, dtype=np.int64)])
     nodes, dense = np.unique(ends, return_inverse=True)
-    dense = dense.astype(np.int64, copy=False)
-    parent = np.arange(len(nodes), dtype=np.int64)
-    _union_edges(dense[: len(left)], dense[len(left) :], parent)
-    return Components(nodes, nodes[parent])
+    return Components(nodes, nodes[dense_labels(dense[: len(left)], dense[len(left) :], len(nodes))])
+
+
+def dense_labels(left: np.ndarray, right: np.ndarray, num_nodes: int) -> np.ndarray:
+    """Return the smallest member of each node's component, int64, shape (num_nodes,), for nodes 0 to num_nodes - 1."""
+    parent = np.arange(num_nodes, dtype=np.int64)
+    _union_edges(left, right, parent)
+    return parent
 
 
 @numba.njit(cache=True, nogil=True)

@@ -329,14 +329,31 @@ def bucket_pairs(
 def counted_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct rows of an int64 array of shape (P, 2), sorted by both columns, and how often each occurs.
 
-    Both columns are numbered densely first, so that one sort of a uint64 does the work of two.
+    Args:
+        pairs: places, from 0 to 2^32 - 1, so that one sort of a uint64 does the work of two.
     """
-    if not len(pairs):
-        return pairs.reshape(0, 2), np.empty(0, dtype=np.int64)
-    ids, places = np.unique(pairs, return_inverse=True)
-    places = places.reshape(pairs.shape).astype(np.uint64)
-    packed = np.sort((places[:, 0] << _S32) | places[:, 1])
-    starts = np.flatnonzero(np.r_[True, packed[1:] != packed[:-1]])
+    places = pairs.view(np.uint64)
+    packed = places[:, 0] << _S32
+    packed |= places[:, 1]
+    del pairs, places  # of a giant bucket the largest array of the stage
+    packed.sort()
+    starts = np.flatnonzero(np.r_[len(packed) > 0, packed[1:] != packed[:-1]])
     distinct = packed[starts]
-    out = np.stack([ids[(distinct >> _S32).astype(np.int64)], ids[(distinct & _LOW).astype(np.int64)]], axis=1)
-    return out, np.diff(np.r_[starts, len(packed)])
+    rows = np.stack([(distinct >> _S32).astype(np.int64), (distinct & _LOW).astype(np.int64)], axis=1)
+    return rows, np.diff(np.r_[starts, len(packed)])
+
+
+def counted_bucket_pairs(
+    keys: np.ndarray,
+    docs: np.ndarray,
+    max_all_pairs: int = MAX_ALL_PAIRS,
+    scopes: np.ndarray | None = None,
+    held: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct `candidate_pairs`, sorted by both columns, and how many buckets each shares.
+
+    Pairs of places in the sorted documents are counted: that takes a third of the memory that pairs of ids take.
+    """
+    ids, places = np.unique(docs, return_inverse=True)
+    rows, counts = counted_pairs(candidate_pairs(keys, places, max_all_pairs, scopes=scopes, held=held))
+    return ids[rows], counts

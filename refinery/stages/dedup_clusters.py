@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import CLUSTERS, COPIES, PART_SHIFT, RUN_SHIFT
-from refinery.kernels.components import components, greedy_keep
+from refinery.kernels.components import dense_labels, greedy_keep
 from refinery.stages.dedup_keys import SHORT_PREFIX
 
 EXACT, SHORT, URL, NEAR, TWIN = "exact", "short_text", "url_duplicate", "near", "twin_of_validation"
@@ -212,16 +212,9 @@ def resolve_clusters(
     because[copies] = gone_with
     keep[copies] = False
     reasons[copies] = copy_reasons
-    labels = _labels(len(ids), np.concatenate([left, copies]), np.concatenate([right, twins]))
+    labels = dense_labels(np.concatenate([left, copies]), np.concatenate([right, twins]), len(ids))
     _drop_twins_of_validation(nodes, labels, rank, keep, because, similarity, reasons)
     return Clusters(_table(nodes, labels, rank, keep, because, similarity, reasons), edges, num_pairs)
-
-
-def _labels(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    found = components(left, right)
-    labels = np.arange(count, dtype=np.int64)
-    labels[found.nodes] = found.labels
-    return labels
 
 
 def _drop_twins_of_validation(

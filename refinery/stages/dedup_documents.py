@@ -161,15 +161,14 @@ def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) 
         return None
     read = _read_candidates(run_, task, candidates, fingerprint)
     pairs = dedup_local.verified(task, pairs, [r["file"] for r in read])
-    edges = pairs.edges()
+    edges, num_pairs = pairs.edges(), len(pairs.a)
+    _write_only_parts(task, "candidate_pairs", {0: pairs.table()}, CANDIDATE_PAIRS, fingerprint)
+    del pairs  # with giant clusters the largest table here
     named = np.unique(np.concatenate([t.column(c).to_numpy() for t, c in _ends(edges, copies)]))
     mine = nodes.filter(pc.is_in(nodes.column("doc_id"), pa.array(named))).sort_by("doc_id")
-    clusters = resolve_clusters(mine, copies, edges, policy, len(pairs.a))
+    clusters = resolve_clusters(mine, copies, edges, policy, num_pairs)
     flipped = flips(task, clusters.table)
-    for name, table, schema in (
-        ("edges", edges, EDGES), ("copies", copies, COPIES), ("flips", flipped, FLIPS),
-        ("candidate_pairs", pairs.table(), CANDIDATE_PAIRS),
-    ):  # fmt: skip
+    for name, table, schema in (("edges", edges, EDGES), ("copies", copies, COPIES), ("flips", flipped, FLIPS)):
         _write_only_parts(task, name, {0: table}, schema, fingerprint)
     _write_only_parts(task, "clusters", clusters.by_part(), CLUSTERS, fingerprint)
     old_texts = sum(r["num_texts"] for r in read if r["run"])

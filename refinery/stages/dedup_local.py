@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from refinery.contracts.tables import BANDS, CANDIDATE_PAIRS, EDGES, RUN_SHIFT, SHINGLES
 from refinery.io import parts as part_files
 from refinery.kernels.jaccard import pair_jaccard
-from refinery.kernels.lsh import candidate_pairs, counted_pairs
+from refinery.kernels.lsh import counted_bucket_pairs
 from refinery.kernels.text import text_views
 from refinery.stages.dedup_index import Index, base_copies, base_pairs, in_run, parts_of_runs
 from refinery.stages.dedup_keys import NAME, DedupTask
@@ -24,6 +24,8 @@ ONE_PROCESS_ROWS = 8_000_000
 """Band rows up to which one process sorts them all: 33 bytes a row, about 600,000 documents of 14 bands."""
 ONE_PROCESS_SHINGLES = 200_000_000
 """Shingles of candidates up to which one process verifies them: 4 bytes each, three times while they are read."""
+_BLOCK_PAIRS = 1 << 20
+"""Pairs verified at a time; bounds memory, never changes results."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,15 @@ def local_pairs(task: DedupTask, index: Index, copies: pa.Table) -> Pairs:
     now = ~np.isin(docs, copies.column("doc_id").to_numpy())
     limit = task.settings["max_bucket_pairs"]
     if not index.base:
-        rows, counts = counted_pairs(_bucket_pairs(bands, now, limit))
+        rows, counts = _bucket_pairs(bands, now, limit)
         unknown = np.full(len(rows), np.nan)
         return Pairs(rows[:, 0], rows[:, 1], counts, unknown, np.zeros(len(rows), dtype=bool))
     keys = bands.column("key").to_numpy()
     covered = np.isin(docs >> RUN_SHIFT, sorted(index.covered()))
     before = covered & ~np.isin(docs, base_copies(index).column("doc_id").to_numpy())
     touched = np.isin(keys, np.unique(keys[now != before]))
-    gone = counted_pairs(_bucket_pairs(bands, before & touched, limit))
-    come = counted_pairs(_bucket_pairs(bands, now & touched, limit))
+    gone = _bucket_pairs(bands, before & touched, limit)
+    come = _bucket_pairs(bands, now & touched, limit)
     return _balance(base_pairs(index), gone, come)
 
 
@@ -108,8 +110,8 @@ def _balance(base: pa.Table, gone: tuple[np.ndarray, np.ndarray], come: tuple[np
     )
 
 
-def _bucket_pairs(bands: pa.Table, mask: np.ndarray, limit: int) -> np.ndarray:
-    """Return the pairs of the buckets of some rows, one per bucket that they share."""
+def _bucket_pairs(bands: pa.Table, mask: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct pairs of the buckets of some rows, and how many buckets each shares."""
     rows = np.flatnonzero(mask)
     keys = bands.column("key").to_numpy()[rows]
     order = np.argsort(keys)
@@ -121,13 +123,10 @@ def _bucket_pairs(bands: pa.Table, mask: np.ndarray, limit: int) -> np.ndarray:
     columns = {name: some.column(name).to_numpy(zero_copy_only=False) for name in some.column_names}
     place = np.lexsort((columns["doc_id"], columns["tie"], columns["scope"], columns["key"]))
     scoped = len(place) and (columns["scope"] != columns["scope"][0]).any()
-    return candidate_pairs(
-        columns["key"][place],
-        columns["doc_id"][place],
-        limit,
-        scopes=columns["scope"][place] if scoped else None,
-        held=columns["held"][place].astype(bool) if scoped else None,
-    )
+    ordered = {name: columns[name][place] for name in ("key", "doc_id", *(("scope", "held") if scoped else ()))}
+    del some, columns, place, rows, keys, order  # the pairs of a giant bucket need the room
+    held = ordered["held"].astype(bool) if scoped else None
+    return counted_bucket_pairs(ordered["key"], ordered["doc_id"], limit, ordered.get("scope"), held)
 
 
 def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
@@ -139,10 +138,11 @@ def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
         files: numbers of the `shingles` files that hold their documents.
     """
     ids, offsets, hashes = _sets(task, files)
-    open_ = np.flatnonzero(~pairs.known)
-    left, right = np.searchsorted(ids, pairs.a[open_]), np.searchsorted(ids, pairs.b[open_])
     jaccard = pairs.jaccard.copy()
-    jaccard[open_] = pair_jaccard(offsets, hashes, left, right, task.settings["jaccard"])
+    for first in range(0, len(jaccard), _BLOCK_PAIRS):
+        open_ = first + np.flatnonzero(~pairs.known[first : first + _BLOCK_PAIRS])
+        left, right = np.searchsorted(ids, pairs.a[open_]), np.searchsorted(ids, pairs.b[open_])
+        jaccard[open_] = pair_jaccard(offsets, hashes, left, right, task.settings["jaccard"])
     return Pairs(pairs.a, pairs.b, pairs.buckets, jaccard, pairs.known)
 
 

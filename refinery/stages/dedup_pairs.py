@@ -25,7 +25,7 @@ from refinery.contracts.tables import (
 )
 from refinery.io import parts as part_files
 from refinery.kernels.jaccard import pair_jaccard
-from refinery.kernels.lsh import candidate_pairs, counted_pairs
+from refinery.kernels.lsh import counted_bucket_pairs
 from refinery.kernels.text import text_views
 from refinery.stages.dedup_clusters import text_copies, url_copies, with_ranks
 from refinery.stages.dedup_index import Index
@@ -184,7 +184,7 @@ def _bucket_stream(limit: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa
 
 def _pair_batches(columns: list[np.ndarray], limit: int) -> Iterator[pa.RecordBatch]:
     keys, docs, scopes, held = columns
-    rows, counts = counted_pairs(candidate_pairs(keys, docs, limit, scopes=scopes, held=held.astype(bool)))
+    rows, counts = counted_bucket_pairs(keys, docs, limit, scopes, held.astype(bool))
     if len(rows):
         arrays = [pa.array(rows[:, 0]), pa.array(rows[:, 1]), pa.array(counts)]
         yield pa.RecordBatch.from_arrays(arrays, schema=_COUNTED)

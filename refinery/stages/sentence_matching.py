@@ -22,6 +22,7 @@ from refinery.io import parts as part_files
 from refinery.kernels.components import greedy_keep
 from refinery.kernels.sentence_guard import features_veto, guard_features
 from refinery.kernels.similarity import same_cell
+from refinery.kernels.text import text_views
 from refinery.stages.dedup_clusters import keep_rank
 from refinery.stages.part_tasks import apply_groups, map_batches, map_parts, run_part_tasks
 from refinery.stages.sentence_repeats import STAGE, SentencesTask, order_columns, sentence_texts
@@ -42,6 +43,8 @@ _BLOCKS = pa.schema(
         ("sentence_id", pa.int64()), ("doc_id", pa.int64()), ("vector", pa.binary()),
     ]
 )  # fmt: skip
+_UNPACK_ROWS = 8192
+"""Vectors brought to unit length at a time: float64 on the way, with 384 features 25 MB."""
 _JUDGED = pa.schema([*PAIRS, ("vetoed", pa.int64())])
 """Pairs that the guard lets pass; what it spares is only counted, in rows whose `a` is -1: there may be far more."""
 REMOVED = pa.schema(
@@ -58,13 +61,18 @@ def unpacked_vectors(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     Raises:
         DataError: rows of different lengths: vectors of two models.
     """
-    rows = column.to_pylist()
-    widths = {len(row) for row in rows}
-    _check_widths(widths)
-    flat = np.frombuffer(b"".join(rows), dtype="<f2").astype(np.float32)
-    vectors = flat.reshape(len(rows), -1) if rows else np.empty((0, 1), np.float32)
-    norms = np.sqrt(np.einsum("sf,sf->s", vectors, vectors, dtype=np.float64))[:, None]
-    return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    views = text_views(column)
+    widths = np.diff(views.offsets)
+    _check_widths(set(np.unique(widths).tolist()))
+    if not len(widths):
+        return np.empty((0, 1), np.float32)
+    rows = views.data[views.offsets[0] : views.offsets[-1]].view("<f2").reshape(len(widths), -1)
+    out = np.empty(rows.shape, dtype=np.float32)
+    for first in range(0, len(rows), _UNPACK_ROWS):
+        vectors = rows[first : first + _UNPACK_ROWS].astype(np.float32)
+        norms = np.sqrt(np.einsum("sf,sf->s", vectors, vectors, dtype=np.float64))[:, None]
+        out[first : first + _UNPACK_ROWS] = vectors / np.where(norms > 0, norms, 1.0)
+    return out
 
 
 def _check_widths(widths: set[int]) -> None:

@@ -19,6 +19,7 @@ from refinery.kernels.lsh import (
     choose_bands,
     choose_bands_datasketch,
     collision_probability,
+    counted_bucket_pairs,
     counted_pairs,
     parse_bands,
     resolve_bands,
@@ -116,12 +117,21 @@ def test_a_giant_bucket_stays_linear_and_connected():
     assert len(np.unique(pairs)) == 100_000
 
 
-@given(st.lists(st.tuples(st.integers(-5, 2**60), st.integers(0, 5)), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 5)), max_size=30))
 def test_counted_pairs_are_the_bag_of_pairs(rows):
     pairs = np.array(rows, dtype=np.int64).reshape(len(rows), 2)
     distinct, counts = counted_pairs(pairs)
     assert dict(zip(map(tuple, distinct.tolist()), counts.tolist(), strict=True)) == dict(Counter(rows))
     assert [tuple(p) for p in distinct.tolist()] == sorted(set(rows))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-(2**62), 2**62)), unique=True, max_size=30))
+def test_counted_bucket_pairs_are_those_of_the_buckets(rows):
+    keys, docs = np.array(sorted(rows), dtype=np.int64).reshape(len(rows), 2).T
+    distinct, counts = counted_bucket_pairs(keys, docs, 3)
+    expected = Counter(map(tuple, candidate_pairs(keys, docs, 3).tolist()))
+    assert dict(zip(map(tuple, distinct.tolist()), counts.tolist(), strict=True)) == dict(expected)
+    assert [tuple(p) for p in distinct.tolist()] == sorted(expected)
 
 
 @given(

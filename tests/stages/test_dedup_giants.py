@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 import sys
@@ -14,19 +15,18 @@ import pytest
 
 from refinery.kernels.components import components
 from refinery.stages.dedup_components import spark_components
-from tests.stages.corpus import ENGLISH, prose, write_jsonl
+from tests.stages.corpus import ENGLISH, prose
 from tests.stages.runs import run_stages, whole_table
 
 
 def _run_copies(spark, root, count, parts):
     """Run `count` pages of one template, each with a word of its own; return (pairs, kept, largest cluster)."""
     template = prose(random.Random(3), ENGLISH, 120)
-    rows = []
-    for n in range(count):
-        words = list(template)
-        words[7 + n % 100] = f"novelty{n}"
-        rows.append({"id": f"p{n}", "text": " ".join(words)})
-    write_jsonl(root / "in.jsonl", rows)
+    with (root / "in.jsonl").open("w", encoding="utf-8") as file:
+        for n in range(count):
+            words = list(template)
+            words[7 + n % 100] = f"novelty{n}"
+            file.write(json.dumps({"id": f"p{n}", "text": " ".join(words)}) + "\n")
     values = {
         "name": "giant", "workdir": str(root / "run"), "seed": 1,
         "inputs": [{"source": "s", "domain": "d", "format": "jsonl", "paths": [str(root / "in.jsonl")]}],
