@@ -115,7 +115,7 @@ def main() -> int:
         "python": platform.python_version(), "numba": numba.__version__, "machine": platform.processor() or
         platform.machine(), "first_call_seconds": round(time.perf_counter() - begin, 2), "files": {},
     }  # fmt: skip
-    rules = load_rules(["gopher", "fineweb", "c4"])
+    rules = load_rules(["gopher", "fineweb"])
     for path in args.paths:
         texts = read_texts(path, int(args.limit_mb * 1e6))
         views = views_of(texts)
