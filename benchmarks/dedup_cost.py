@@ -53,8 +53,8 @@ class Constants:
     """A band row in Spark: scan, shuffle, sort, Arrow, kernel. Slope from 10 to 40 MB, clusters included."""
     pair: float = 20e-6
     """A candidate pair: join of two sets, merge."""
-    spark_node: float = 150e-6
-    """A document of a cluster in Spark: twenty rounds of components, resolution, write. Estimated, not measured."""
+    spark_node: float = 117e-6
+    """A document of a cluster in Spark: rounds of components, resolution, write. Slope from 100,000 to 400,000."""
     fixed: float = 0.8
     """Spark jobs and worker starts of one stage, in one process."""
     spark_fixed: float = 8.0
