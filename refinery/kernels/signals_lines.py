@@ -7,6 +7,8 @@ stripped text between two or more line ends in a row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -24,7 +26,11 @@ _SEED = np.uint64(0x6C696E65)
 @numba.njit(cache=True)
 def last_char(data: np.ndarray, start: int, end: int) -> tuple[int, int]:
     """Return (code point, first byte) of the character that ends at byte `end` > `start`."""
+    code: Any
     i = end - 1
+    if data[i] < 0x80:  # no call for ASCII
+        code = np.int64(data[i])
+        return code, i
     while i > start and data[i] & 0xC0 == 0x80:
         i -= 1
     code, _ = decode(data, i, end)
@@ -34,8 +40,11 @@ def last_char(data: np.ndarray, start: int, end: int) -> tuple[int, int]:
 @numba.njit(cache=True)
 def strip_span(data: np.ndarray, start: int, end: int, classes: np.ndarray) -> tuple[int, int]:
     """Return the span without white space at its ends (`str.strip`)."""
+    code: Any
     while start < end:
-        code, width = decode(data, start, end)
+        code, width = np.int64(data[start]), 1
+        if code >= 0x80:  # no call for ASCII
+            code, width = decode(data, start, end)
         if not class_of(classes, code) & SPACE:
             break
         start += width

@@ -79,6 +79,15 @@ def test_invalid_utf8_is_counted_and_read_inside_the_document_only() -> None:
     assert got["num_words"].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "中", " ", "."])
+def test_a_speaker_is_seen_up_to_its_last_letter_and_at_the_end_of_the_batch(letter: str) -> None:
+    names = [f"A{letter * n}" for n in range(30)]
+    texts = [f"{name}{colon}{rest}" for name in names for colon in (":", "：", "") for rest in ("", "/x", " said")]
+    turns = signals(views_of(texts))["num_turns"].tolist()
+    assert turns == [signals_of(text)["num_turns"] for text in texts]
+    assert 0 < sum(turns) < len(turns)
+
+
 def test_segmentation_joins_han_words() -> None:
     views = views_of(["中文的书"])
     flags = np.zeros(len(views.data), dtype=np.uint8)
