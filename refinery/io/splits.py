@@ -61,6 +61,9 @@ _SAMPLE_BYTES = 16 << 20
 _SPARE_SHARES = 1.25
 """A file whose beginning compresses this much worse than the rest still fills no share beyond `part_bytes`."""
 
+_VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "created")
+"""What file systems call that which changes with a file's bytes; ``blob_id``: the Hugging Face hub."""
+
 _WEB_EXPANSION = 0.4
 """Text bytes per stored byte of a packed WARC: 0.54 and 0.28 on a 2008 crawl and on 130 modern pages."""
 
@@ -252,23 +255,26 @@ def _remote_files(spec: InputSpec, pattern: str, storage: Mapping[str, Any] | No
         fs, path = fsspec.core.url_to_fs(pattern, **dict(storage or {}))
     except (ImportError, ValueError) as error:
         raise ConfigError(f"input {spec.source!r}: cannot use {pattern!r}: {error}") from error
-    if glob.has_magic(path):
-        facts = fs.glob(path, detail=True)
-    elif fs.isfile(path):
-        facts = {path: fs.info(path)}
-    else:
-        facts = {k: v for k, v in fs.find(path, detail=True).items() if _is_input(spec, k)}
+    try:
+        if glob.has_magic(path):
+            facts = fs.glob(path, detail=True)
+        elif fs.isfile(path):
+            facts = {path: fs.info(path)}
+        else:
+            facts = {k: v for k, v in fs.find(path, detail=True).items() if _is_input(spec, k)}
+    except (FileNotFoundError, PermissionError) as error:  # of a bucket or a repository; of a file it is an empty list
+        raise ConfigError(f"input {spec.source!r}: cannot list {pattern!r}: {error}; {_nearest(pattern)}") from error
     for key, info in sorted(facts.items()):
         if info.get("type") == "directory":
             continue
-        version = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), "")
+        version = next((str(info[k]) for k in _VERSIONS if info.get(k)), "")
         url = fs.unstrip_protocol(key)
         yield SplitFile(url, url, int(info.get("size") or 0), version)
 
 
 def _nearest(pattern: str) -> str:
     if "://" in pattern:
-        return "check the bucket, the prefix and the credentials"
+        return "check the bucket or repository, the path in it and the credentials"
     path = Path(pattern).expanduser().absolute()
     while not path.is_dir() or glob.has_magic(str(path)):
         path = path.parent
