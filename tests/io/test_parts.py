@@ -9,7 +9,7 @@ import pytest
 from refinery.contracts.tables import BANDS, DECISIONS, SHINGLES
 from refinery.errors import IntegrityError, SchemaError, TransientError
 from refinery.io import storage
-from refinery.io.parts import found_part, part_numbers, part_path, read_part, write_part
+from refinery.io.parts import found_part, part_numbers, part_path, read_batches, read_part, write_part
 
 
 def _bands(count, base=0):
@@ -31,6 +31,19 @@ def test_round_trip_with_facts(tmp_path):
     assert read_part(str(tmp_path), "stage", "bands", 0).equals(_bands(10).cast(BANDS))
     assert read_part(str(tmp_path), "stage", "bands", 0, ["tie", "key"]).column_names == ["tie", "key"]
     assert read_part(str(tmp_path), "stage", "bands", 0).schema.metadata is None
+
+
+def test_long_rows_come_in_shorter_batches_and_all_of_them(tmp_path, monkeypatch):
+    write_part(_path(tmp_path), _bands(1000), BANDS, "p")
+    monkeypatch.setattr("refinery.io.parts.BATCH_BYTES", 1600)  # 8 bytes a row and column, and what Parquet adds
+    for columns, most in ((["key"], 200), (["key", "doc_id", "tie", "scope"], 50)):
+        batches = list(read_batches(str(tmp_path), "stage", "bands", 0, columns, 300))
+        assert 1 < max(batch.num_rows for batch in batches) <= most
+        assert pa.Table.from_batches(batches).equals(_bands(1000).cast(BANDS).select(columns))
+    monkeypatch.undo()
+    assert [b.num_rows for b in read_batches(str(tmp_path), "stage", "bands", 0, ["key"], 300)][:3] == [300, 300, 300]
+    write_part(_path(tmp_path, 1), _bands(0), BANDS, "p")
+    assert sum(b.num_rows for b in read_batches(str(tmp_path), "stage", "bands", 1, ["key"], 300)) == 0
 
 
 def test_equal_rows_give_equal_bytes_however_they_were_sliced(tmp_path):
