@@ -23,7 +23,6 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from refinery.kernels.fasttext_model import TrainSettings, open_classifier, scor
 from refinery.kernels.ngrams import DEFAULT_NUM_BUCKETS, bucket_counts, bucket_words, weight_sums
 from refinery.kernels.preparation import han_boundaries, iterate_lines, prepare
 from refinery.kernels.text import TextViews, views_of
+from refinery.process_memory import peak_resident_bytes
 
 _SEED = 20261121
 _POOL = (
@@ -209,7 +209,7 @@ def main() -> int:
         ],
         "speed": _speeds(folder),
         "peer": _peer(folder),
-        "peak_rss_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_MB": peak_resident_bytes() >> 20,
         "versions": {"python": platform.python_version(), "numpy": version("numpy"), "machine": platform.machine()},
     }
     text = json.dumps(result, indent=1, ensure_ascii=False)

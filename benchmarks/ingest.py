@@ -16,7 +16,6 @@ import gzip
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from refinery.process_memory import peak_resident_bytes
 from refinery.recipe import parse_recipe
 from refinery.stages.ingest_part import ingest_part
 
@@ -78,7 +78,7 @@ def _one(case: dict[str, Any]) -> dict[str, Any]:
             bad += sum(share["bad"].values())
             size += sum(row["bytes"] for row in share["counts"] if row["kind"] == "kept")
     cpu = time.process_time() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = peak_resident_bytes() / 1e6
     return {
         "parts": len(task.splits), "tasks": len(task.leaders()), "documents": docs, "bad": bad,
         "text_mb": round(size / 1e6, 1), "cpu_s": round(cpu, 2), "plan_cpu_s": round(planned, 2),

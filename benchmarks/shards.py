@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ import xxhash
 
 from refinery.kernels import packing
 from refinery.kernels.packing_fit import best_fit
+from refinery.process_memory import peak_resident_bytes
 from refinery.shards import order
 from refinery.shards.format import Segments
 from refinery.shards.manifest import PackingInfo, StreamKey, TokenizerInfo, build_manifest
@@ -110,9 +110,9 @@ def memory_child(folder: Path, num_tokens: int) -> dict[str, int]:
     for first in range(0, len(lengths), 10_000):
         size = lengths[first : first + 10_000]
         chunks += _table(size, rng.integers(1, VOCAB, int(size.sum()), dtype=np.uint16)).chunks
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_resident_bytes()
     part = _pack_write(folder, tie, pa.chunked_array(chunks, pa.binary()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident_bytes()
     return {"peak_bytes": peak, "before_bytes": before, "part_bytes": part.entry.files[".bin"].num_bytes}
 
 
@@ -274,7 +274,7 @@ def main() -> int:
         "results": {name: float(f"{value:.4g}") for name, value in results.items()},
         "missed": _missed(results),
         "arguments": {"tokens": args.tokens, "docs": args.docs, "parts": args.parts, "repeats": args.repeats},
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_resident_bytes(),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {package: version(package) for package in ("numpy", "numba", "pyarrow", "xxhash")},
         "commit": commit,

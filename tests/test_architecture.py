@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "hashing": set(),
+    "process_memory": set(),
     "contracts": set(),
     "recipe": set(),
     "kernels": set(),
@@ -33,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "tokenization": {"kernels"},
     "shards": set(),
     "scaling": set(),
-    "trainer": {"shards", "tokenization"},
-    "stages": {"recipe", "kernels", "gpu", "io", "tokenization", "shards"},
+    "trainer": {"shards", "tokenization", "process_memory"},
+    "stages": {"recipe", "kernels", "gpu", "io", "tokenization", "shards", "process_memory"},
     "doctor": {"stages", "io", "gpu", "recipe"},
     "init": {"recipe", "io"},
     # of the trainer only its presets, which import no torch: a model's size is known before it is built

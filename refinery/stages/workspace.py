@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from refinery.contracts.manifest import CountRow, PartEntry, StageManifest, fing
 from refinery.errors import ConfigError, IntegrityError, TransientError
 from refinery.io import parts as part_files
 from refinery.io import storage
+from refinery.process_memory import peak_resident_bytes
 from refinery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def commit_stage(run: Run, manifest: StageManifest, started: float) -> StageMani
     volatile = {
         **manifest.volatile,
         "seconds": round(time.monotonic() - started, 3),
-        "driver_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "driver_peak_rss_bytes": peak_resident_bytes(),
         "host": platform.node(),
         "git_commit": git_commit(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from refinery.errors import ConfigError
+from refinery.process_memory import peak_resident_bytes
 from refinery.trainer.config import ModelConfig
 
 # dense bfloat16 peaks in FLOP/s from the vendors' data sheets; the doubled "sparse" figures are a common mistake
@@ -57,8 +56,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the highest memory use so far: allocator on CUDA, resident set of the process on CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 class JsonLines:

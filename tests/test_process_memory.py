@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+from refinery.process_memory import peak_resident_bytes
+
+
+def test_the_peak_stays_after_the_memory_is_gone():
+    before = peak_resident_bytes()
+    held = np.ones(before + 100_000_000, dtype=np.uint8)
+    after = peak_resident_bytes()
+    del held
+    assert after >= before + 50_000_000
+    assert peak_resident_bytes() >= after - 16_000_000  # the kernel counts pages per processor and adds them up late
+
+
+def test_a_child_does_not_report_the_peak_of_its_parent():
+    held = np.ones(400_000_000, dtype=np.uint8)
+    code = "import sys; from refinery.process_memory import peak_resident_bytes as peak; sys.stdout.write(str(peak()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1_000_000 < int(done.stdout) < held.nbytes
