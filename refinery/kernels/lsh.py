@@ -338,9 +338,13 @@ def counted_pairs(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     del pairs, places  # of a giant bucket the largest array of the stage
     packed.sort()
     starts = np.flatnonzero(np.r_[len(packed) > 0, packed[1:] != packed[:-1]])
+    counts = np.diff(np.r_[starts, len(packed)])
     distinct = packed[starts]
-    rows = np.stack([(distinct >> _S32).astype(np.int64), (distinct & _LOW).astype(np.int64)], axis=1)
-    return rows, np.diff(np.r_[starts, len(packed)])
+    del packed, starts
+    rows = np.empty((len(distinct), 2), dtype=np.int64)
+    rows[:, 0] = distinct >> _S32
+    rows[:, 1] = distinct & _LOW
+    return rows, counts
 
 
 def counted_bucket_pairs(
@@ -356,4 +360,4 @@ def counted_bucket_pairs(
     """
     ids, places = np.unique(docs, return_inverse=True)
     rows, counts = counted_pairs(candidate_pairs(keys, places, max_all_pairs, scopes=scopes, held=held))
-    return ids[rows], counts
+    return np.take(ids, rows, out=rows, mode="clip"), counts  # "clip" writes in place; all places are in range

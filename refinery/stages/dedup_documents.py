@@ -42,6 +42,7 @@ from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import keep_mask, read_labels
 from refinery.kernels.lsh import collision_curve, parse_bands, resolve_bands
+from refinery.process_memory import return_freed_memory
 from refinery.recipe import Recipe
 from refinery.stages import dedup_local
 from refinery.stages.decisions import decisions_table, located
@@ -156,6 +157,7 @@ def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) 
     policy = task.settings["keep"]
     copies = resolve_copies(_repeated(nodes, task.settings["url"]), policy, url=task.settings["url"])
     pairs = dedup_local.local_pairs(task, index, copies)
+    return_freed_memory()
     candidates = dedup_local.candidates_of(pairs)
     if dedup_local.num_shingles_of(nodes, candidates) > dedup_local.ONE_PROCESS_SHINGLES:
         return None
@@ -164,6 +166,7 @@ def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) 
     edges, num_pairs = pairs.edges(), len(pairs.a)
     _write_only_parts(task, "candidate_pairs", {0: pairs.table()}, CANDIDATE_PAIRS, fingerprint)
     del pairs  # with giant clusters the largest table here
+    return_freed_memory()
     named = np.unique(np.concatenate([t.column(c).to_numpy() for t, c in _ends(edges, copies)]))
     mine = nodes.filter(pc.is_in(nodes.column("doc_id"), pa.array(named))).sort_by("doc_id")
     clusters = resolve_clusters(mine, copies, edges, policy, num_pairs)

@@ -17,6 +17,7 @@ from refinery.io import parts as part_files
 from refinery.kernels.jaccard import pair_jaccard
 from refinery.kernels.lsh import counted_bucket_pairs
 from refinery.kernels.text import text_views
+from refinery.process_memory import return_freed_memory
 from refinery.stages.dedup_index import Index, base_copies, base_pairs, in_run, parts_of_runs
 from refinery.stages.dedup_keys import NAME, DedupTask
 
@@ -125,12 +126,13 @@ def _bucket_pairs(bands: pa.Table, mask: np.ndarray, limit: int) -> tuple[np.nda
     scoped = len(place) and (columns["scope"] != columns["scope"][0]).any()
     ordered = {name: columns[name][place] for name in ("key", "doc_id", *(("scope", "held") if scoped else ()))}
     del some, columns, place, rows, keys, order  # the pairs of a giant bucket need the room
+    return_freed_memory()
     held = ordered["held"].astype(bool) if scoped else None
     return counted_bucket_pairs(ordered["key"], ordered["doc_id"], limit, ordered.get("scope"), held)
 
 
 def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
-    """Return the pairs with the true Jaccard of those not known yet, NaN below the bound.
+    """Return the pairs with the true Jaccard of those not known yet, NaN below the bound; written into their array.
 
     Args:
         task: of the running stage.
@@ -138,7 +140,8 @@ def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
         files: numbers of the `shingles` files that hold their documents.
     """
     ids, offsets, hashes = _sets(task, files)
-    jaccard = pairs.jaccard.copy()
+    return_freed_memory()
+    jaccard = pairs.jaccard
     for first in range(0, len(jaccard), _BLOCK_PAIRS):
         open_ = first + np.flatnonzero(~pairs.known[first : first + _BLOCK_PAIRS])
         left, right = np.searchsorted(ids, pairs.a[open_]), np.searchsorted(ids, pairs.b[open_])
