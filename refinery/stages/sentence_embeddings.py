@@ -19,6 +19,7 @@ from refinery.hashing import hex_key, key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels
 from refinery.kernels.sentences import is_block
+from refinery.process_memory import return_freed_memory
 from refinery.stages.decisions import located
 from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.sentence_matching import matched_sentences
@@ -166,6 +167,7 @@ def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
             "vector": packed_vectors(vectors),
         }
         found = part_files.write_part(path, pa.table(made), VECTORS, print_, {"blocks": int(blocks.sum())})
+        return_freed_memory()  # the worker lives on, beside others
     return {**found.result, "vectors": located(part, found)}
 
 

@@ -23,6 +23,7 @@ from refinery.kernels.components import greedy_keep
 from refinery.kernels.sentence_guard import features_veto, guard_features
 from refinery.kernels.similarity import same_cell
 from refinery.kernels.text import text_views
+from refinery.process_memory import return_freed_memory
 from refinery.stages.dedup_clusters import keep_rank
 from refinery.stages.part_tasks import apply_groups, map_batches, map_parts, run_part_tasks
 from refinery.stages.sentence_repeats import STAGE, SentencesTask, order_columns, sentence_texts
@@ -175,6 +176,8 @@ def cells_part(task: SentencesTask, centroids_hash: str, part: int) -> dict[str,
             found.append(pa.table({"sentence_id": ids, "cell": group, "own": np.full(len(ids), probe == 0)}))
     whole = pa.concat_tables(found).sort_by("sentence_id") if found else CELLS.empty_table()
     file = part_files.write_part(path, whole, CELLS, fingerprint_of("cells", centroids_hash, part))
+    del table, whole, found
+    return_freed_memory()  # the worker lives on, beside others
     return {"rows": file.rows}
 
 
