@@ -13,7 +13,6 @@ miss ends with status 1.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import platform
@@ -31,17 +30,8 @@ from refinery.kernels.segmentation import segment_han
 from refinery.kernels.signals import signals
 from refinery.kernels.text import TextViews, views_of
 
-
-def read_texts(path: Path, limit_bytes: int) -> list[str]:
-    texts: list[str] = []
-    size = 0
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            texts.append(json.loads(line)["text"])
-            size += len(texts[-1].encode())
-            if size >= limit_bytes:
-                break
-    return texts
+sys.path.append(str(Path(__file__).parent / "peers"))  # what the peers' scripts read with, so that both read the same
+from texts_in import read_texts
 
 
 def cpu_seconds(views: TextViews, repeats: int) -> float:
@@ -61,7 +51,7 @@ BOUNDS = {
 
 def beside_peers(english: Path, chinese: Path, limit_mb: float, peer_mb: float) -> dict[str, float]:
     """Measure the kernel and the peers on the same two files; MB per CPU second and how many times as fast."""
-    en, zh = (views_of(read_texts(path, int(limit_mb * 1e6))) for path in (english, chinese))
+    en, zh = (views_of(read_texts(path, limit_mb * 1e6)[0]) for path in (english, chinese))
     segment_han(views_of(["预热"]))
     english_s = cpu_seconds(en, 5)
     words_s = chinese_s = math.inf
@@ -86,7 +76,7 @@ def beside_peers(english: Path, chinese: Path, limit_mb: float, peer_mb: float) 
         result = run_peer(name, f"{name}_rules.py", english.resolve(), peer_mb)["result"]
         row[f"{name}_mb_s"] = result["bytes"] / 1e6 / result["cpu_s"]
         row[f"times_{name}"] = row["english_mb_s"] / row[f"{name}_mb_s"]
-    row["jieba_mb_s"] = jieba_mb_s(read_texts(chinese, int(peer_mb * 1e6)))
+    row["jieba_mb_s"] = jieba_mb_s(read_texts(chinese, peer_mb * 1e6)[0])
     row["segmentation_times_jieba"] = row["segmentation_mb_s"] / row["jieba_mb_s"]
     return {key: round(value, 2) for key, value in row.items()}
 
@@ -117,7 +107,7 @@ def main() -> int:
     }  # fmt: skip
     rules = load_rules(["gopher", "fineweb"])
     for path in args.paths:
-        texts = read_texts(path, int(args.limit_mb * 1e6))
+        texts, _ = read_texts(path, args.limit_mb * 1e6)
         views = views_of(texts)
         seconds = cpu_seconds(views, args.repeats)
         sixteenth = views_of(texts[: max(1, len(texts) // 16)])

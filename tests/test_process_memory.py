@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 
-from refinery.process_memory import peak_resident_bytes
+from refinery.process_memory import peak_resident_bytes, return_freed_memory
 
 
 def test_the_peak_stays_after_the_memory_is_gone():
@@ -22,3 +23,11 @@ def test_a_child_does_not_report_the_peak_of_its_parent():
     code = "import sys; from refinery.process_memory import peak_resident_bytes as peak; sys.stdout.write(str(peak()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1_000_000 < int(done.stdout) < held.nbytes
+
+
+def test_freed_memory_is_given_back():
+    held = [np.ones(8_000_000, dtype=np.uint8) for _ in range(40)]
+    full = psutil.Process().memory_info().rss
+    del held
+    return_freed_memory()
+    assert psutil.Process().memory_info().rss < full - 200_000_000

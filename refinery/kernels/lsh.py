@@ -360,4 +360,6 @@ def counted_bucket_pairs(
     """
     ids, places = np.unique(docs, return_inverse=True)
     rows, counts = counted_pairs(candidate_pairs(keys, places, max_all_pairs, scopes=scopes, held=held))
-    return np.take(ids, rows, out=rows, mode="clip"), counts  # "clip" writes in place; all places are in range
+    for column in (0, 1):  # in place: with a giant bucket another array of pairs would be missed
+        rows[:, column] = ids[rows[:, column]]
+    return rows, counts

@@ -162,7 +162,7 @@ def _in_one_process(run_: Run, task: DedupTask, index: Index, fingerprint: str) 
     if dedup_local.num_shingles_of(nodes, candidates) > dedup_local.ONE_PROCESS_SHINGLES:
         return None
     read = _read_candidates(run_, task, candidates, fingerprint)
-    pairs = dedup_local.verified(task, pairs, [r["file"] for r in read])
+    dedup_local.verify(task, pairs, [r["file"] for r in read])
     edges, num_pairs = pairs.edges(), len(pairs.a)
     _write_only_parts(task, "candidate_pairs", {0: pairs.table()}, CANDIDATE_PAIRS, fingerprint)
     del pairs  # with giant clusters the largest table here

@@ -131,8 +131,8 @@ def _bucket_pairs(bands: pa.Table, mask: np.ndarray, limit: int) -> tuple[np.nda
     return counted_bucket_pairs(ordered["key"], ordered["doc_id"], limit, ordered.get("scope"), held)
 
 
-def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
-    """Return the pairs with the true Jaccard of those not known yet, NaN below the bound; written into their array.
+def verify(task: DedupTask, pairs: Pairs, files: list[int]) -> None:
+    """Write the true Jaccard of the pairs that are not known yet into their array, NaN below the bound.
 
     Args:
         task: of the running stage.
@@ -141,12 +141,10 @@ def verified(task: DedupTask, pairs: Pairs, files: list[int]) -> Pairs:
     """
     ids, offsets, hashes = _sets(task, files)
     return_freed_memory()
-    jaccard = pairs.jaccard
-    for first in range(0, len(jaccard), _BLOCK_PAIRS):
+    for first in range(0, len(pairs.a), _BLOCK_PAIRS):
         open_ = first + np.flatnonzero(~pairs.known[first : first + _BLOCK_PAIRS])
         left, right = np.searchsorted(ids, pairs.a[open_]), np.searchsorted(ids, pairs.b[open_])
-        jaccard[open_] = pair_jaccard(offsets, hashes, left, right, task.settings["jaccard"])
-    return Pairs(pairs.a, pairs.b, pairs.buckets, jaccard, pairs.known)
+        pairs.jaccard[open_] = pair_jaccard(offsets, hashes, left, right, task.settings["jaccard"])
 
 
 def _sets(task: DedupTask, files: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
