@@ -1,4 +1,4 @@
-"""The highest resident memory of this process."""
+"""Resident memory of this process: its peak, and giving back what was freed."""
 
 from __future__ import annotations
 

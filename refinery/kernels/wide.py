@@ -39,6 +39,22 @@ def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True, inline="always")
+def may_hold(data: np.ndarray, first: int, last: int, eights: np.uint64) -> bool:
+    """Return whether ``data[first:last]`` may hold a byte, given eight times, or one beyond ASCII; never False wrongly.
+
+    Read by eight bytes, so up to seven behind `last` count, too; True where those cannot be read.
+    """
+    if last + 8 > len(data):
+        return True
+    found = np.uint64(0)
+    for i in range(first, last, 8):
+        eight: np.uint64 = load_uint64(data, i)
+        other = eight ^ eights
+        found |= (((other - _LOW) & ~other) | eight) & _HIGH
+    return found != 0
+
+
+@numba.njit(cache=True, inline="always")
 def packed_bytes(data: np.ndarray, first: int, length: int) -> np.int64:
     """Return ``data[first : first + length]``, 1 to 7 bytes, as one big-endian integer."""
     if first + 8 <= len(data):
