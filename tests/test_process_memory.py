@@ -31,3 +31,29 @@ def test_freed_memory_is_given_back():
     del held
     return_freed_memory()
     assert psutil.Process().memory_info().rss < full - 200_000_000
+
+
+def test_kept_memory_is_used_again_without_new_pages():
+    code = """
+import resource, sys
+import numpy as np
+from refinery.process_memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones(8_000_000, dtype=np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults()
+print(faults())
+"""
+    run = [sys.executable, "-c", code]
+    kept, given_back = (
+        int(subprocess.run([*run, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "give back")
+    )
+    assert kept < 1000
+    assert kept < given_back or given_back < 1000  # an allocator without the setting may keep memory anyhow

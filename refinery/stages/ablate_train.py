@@ -144,7 +144,8 @@ def proxy_run(
     storage.write_atomic(str(path), plan_bytes(data[1]))
     body = train_file(recipe, section)
     del body["tokenizer"]  # proxies are measured, not exported
-    body["options"] |= {"seed": seed, "threads": threads}
+    evaluate = {"at_start": False, **body["options"]["evaluate"]}  # what is compared is the end of each
+    body["options"] |= {"seed": seed, "threads": threads, "evaluate": evaluate}
     places = {
         "manifest": str((data[0] / "manifest.json").absolute()), "plan": str(path.absolute()),
         "out_dir": str(folder.absolute()), "name": f"{arm} seed {seed}",

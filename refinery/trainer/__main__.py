@@ -24,7 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from refinery.errors import ConfigError, IntegrityError, RefineryError, TransientError
+from refinery.process_memory import keep_freed_memory
 from refinery.tokenization.info import plain_tokenizer, probe_ids, verify_tokenizer
 from refinery.trainer.checkpoint import load_model
 from refinery.trainer.config import ModelConfig, TrainConfig, model_from_dict
@@ -204,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = run.config
         if parsed.profile:
             config = dataclasses.replace(config, profile=profile_window(parsed.profile))
+        if config.device == "cpu" or not torch.cuda.is_available():
+            keep_freed_memory()
         record = train(config, run.source, run.out_dir, name=run.name, progress=functools.partial(_show, config))
         if run.tokenizer is not None and record.status in ("finished", "early_stop") and is_main_rank():
             _export(run, run.tokenizer)

@@ -1,9 +1,10 @@
 """Attention over packed rows: which tokens see which, positions that restart per document, and three executions.
 
 `varlen` (CUDA) walks the documents of a batch with cumulative lengths; `mask` (CPU and tests) is scaled dot product
-attention with a dense block-diagonal causal mask; `causal` ignores documents. On CPU the mask costs the same as the
-causal form (10.2 against 10.9 ms forward and backward at 8 x 4 heads x 256 x 32, two threads), so there is no third
-path there. flex attention is left out: its block mask can cost more than attention and it has no CPU backward.
+attention with a dense block-diagonal causal mask; `causal` ignores documents. In float32 on a CPU short rows go through
+`refinery.trainer.eager`: torch's kernel multiplies what the mask hides and keeps no weights for backward, which costs
+two thirds more time there. flex attention is left out: its block mask can cost more than attention and it has no CPU
+backward.
 
 Shapes: B rows, L tokens per row, H query heads, K key/value heads, E head_dim.
 """
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from refinery.trainer import eager
 from refinery.trainer.config import ModelConfig
 
 PAD_DOCS_TO = 64
@@ -31,9 +33,11 @@ class AttentionPlan:
     positions: torch.Tensor
     """int64: position inside the document (inside the row when documents are not masked)."""
     mask: torch.Tensor | None
-    """bool, True = visible; kind mask only."""
+    """bool, True = visible, shape (B, 1, L, L); kind mask only."""
     cu_docs: torch.Tensor | None
     """int32, cumulative document starts over the flattened batch; kind varlen only."""
+    bias: torch.Tensor | None = None
+    """float32, 0 = visible and -inf = not, shape (B or 1, L, L); short rows on a CPU only."""
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -81,23 +85,35 @@ def plan_attention(
         device: where the model runs; decides between varlen and mask.
         doc_mask: keep attention and positions inside documents.
     """
+    short = device.type == "cpu" and length <= eager.SHORT_ROW
     if not doc_mask:
         ramp = torch.arange(length, device=device).expand(num_rows, length)
-        return AttentionPlan("causal", ramp, None, None)
+        return AttentionPlan("causal", ramp, None, None, _bias_of(_causal(length, device)[None]) if short else None)
     positions, numbers = document_positions(segment_lengths)
     positions_BL = to_device(positions.reshape(num_rows, length), device)
     if device.type == "cuda":
         return AttentionPlan("varlen", positions_BL, None, to_device(document_offsets(segment_lengths), device))
     numbers_BL = to_device(numbers.reshape(num_rows, length), device)
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
-    mask = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & causal
-    return AttentionPlan("mask", positions_BL, mask[:, None], None)
+    mask_BLL = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & _causal(length, device)
+    return AttentionPlan("mask", positions_BL, mask_BLL[:, None], None, _bias_of(mask_BLL) if short else None)
+
+
+def _causal(length: int, device: torch.device) -> torch.Tensor:
+    """Return which of the earlier tokens each one sees: all of them and itself."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+
+
+def _bias_of(mask: torch.Tensor) -> torch.Tensor:
+    """Return 0 where the mask is true and -inf where not, float32."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def attend(q_BLHE: torch.Tensor, k_BLKE: torch.Tensor, v_BLKE: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     """Return attention output of shape (B, L, H, E); scores are scaled by 1 / sqrt(E)."""
     if plan.kind == "varlen" and plan.cu_docs is not None:
         return _attend_varlen(q_BLHE, k_BLKE, v_BLKE, plan.cu_docs)
+    if plan.bias is not None and eager.is_eager_cpu(q_BLHE):
+        return eager.short_attention(q_BLHE, k_BLKE, v_BLKE, plan.bias)
     grouped = q_BLHE.shape[2] != k_BLKE.shape[2]
     out_BHLE = functional.scaled_dot_product_attention(
         q_BLHE.transpose(1, 2), k_BLKE.transpose(1, 2), v_BLKE.transpose(1, 2),
@@ -142,5 +158,7 @@ def rotary_tables(
 
 def rotate(x_BLHE: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate pairs (i, i + E/2) by their angle: the half-rotation layout of Hugging Face checkpoints."""
+    if eager.is_eager_cpu(x_BLHE):
+        return eager.rotate(x_BLHE, cos, sin)
     low, high = x_BLHE.chunk(2, dim=-1)
     return x_BLHE * cos + torch.cat((-high, low), dim=-1) * sin

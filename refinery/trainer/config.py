@@ -204,6 +204,8 @@ class EvalConfig:
 
     every_steps: int = 0
     """Validate at step 0, every so many steps, and at the end; 0 = at step 0 and the end only."""
+    at_start: bool = True
+    """Validate at step 0; without it no loss can be compared with that of the start."""
     max_rows: int = 0
     """At most this many rows per stream, the same rows every time; 0 = all."""
     streams: tuple[str, ...] = ()

@@ -155,7 +155,8 @@ def _run_steps(run: Run, stop: threading.Event) -> str:
     config, counters = run.config, run.counters
     clock = Clock(counters.seconds)
     if counters.step == 0:
-        validate(run, rate=0.0, clock=clock)
+        if config.evaluate.at_start:
+            validate(run, rate=0.0, clock=clock)
         if config.safety.max_restarts:
             _save(run, clock)
     steps, row = [], counters.next_row

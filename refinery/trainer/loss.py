@@ -62,8 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 scale *= 1.0 + 2.0 * z_weight * log_z[:, None]
             grad = exponentials.mul_(scale)
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            # filled, not multiplied: a NaN logit at an ignored position must not spread
-            grad = grad.masked_fill_(~valid[:, None], 0.0).to(hidden_ND.dtype)
+            grad = _without_ignored(grad, valid).to(hidden_ND.dtype)
             grad_hidden[part] = grad @ weight
             grad_head += grad.T @ hidden_ND[part]
         if grad_hidden is not None and grad_head is not None:
@@ -80,6 +79,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_head = ctx.saved_tensors
         scaled_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         return scaled_hidden, grad_head * grad_total.to(grad_head.dtype), None, None, None
+
+
+def _without_ignored(grad_NV: torch.Tensor, valid_N: torch.Tensor) -> torch.Tensor:
+    """Put zeros into the rows of ignored positions, in place; filled, because a NaN logit there must not spread."""
+    if grad_NV.device.type == "cpu":  # few rows are: naming them beats a pass over all logits
+        return grad_NV.index_fill_(0, (~valid_N).nonzero()[:, 0], 0.0)
+    return grad_NV.masked_fill_(~valid_N[:, None], 0.0)
 
 
 def chunked_cross_entropy(

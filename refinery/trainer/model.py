@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from refinery.errors import IntegrityError
 from refinery.hashing import stage_seed
+from refinery.trainer import eager
 from refinery.trainer.attention import AttentionPlan, attend, rotary_tables, rotate
 from refinery.trainer.config import ModelConfig
 from refinery.trainer.loss import LossSums, chunked_cross_entropy
@@ -47,6 +48,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise; the mean square is taken in float32 by torch."""
+        if eager.is_eager_cpu(x):
+            return eager.rms_norm(x, self.weight, self.eps)
         return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -65,10 +68,14 @@ class Attention(nn.Module):
     def forward(self, x_BLD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Return the attention update, shape (B, L, D)."""
         batch, length, _ = x_BLD.shape
-        q, k, v = self.qkv(x_BLD).view(batch, length, sum(self.heads), self.head_dim).split(self.heads, dim=2)
+        qkv = self.qkv(x_BLD).view(batch, length, sum(self.heads), self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out_BLHE = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, plan)
+            q, k, v = qkv.split(self.heads, dim=2)
+            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        else:
+            qk, v = qkv.split((self.heads[0] + self.heads[1], self.heads[2]), dim=2)
+            q, k = rotate(qk, cos, sin).split(self.heads[:2], dim=2)
+        out_BLHE = attend(q, k, v, plan)
         return self.out(out_BLHE.reshape(batch, length, -1))
 
 
@@ -83,7 +90,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         """Return the feed-forward update, shape (B, L, D)."""
-        gate, up = self.gate_up(x_BLD).chunk(2, dim=-1)
+        gate_up = self.gate_up(x_BLD)
+        if self.activation == "silu" and eager.is_eager_cpu(gate_up):
+            return self.down(eager.gated_silu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         gated = functional.silu(gate) if self.activation == "silu" else functional.gelu(gate, approximate="tanh")
         return self.down(gated * up)
 
