@@ -42,6 +42,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
     from refinery.stages.workspace import Run  # noqa: PLC0415
 
     loaded = load_recipe(recipe)
+    share_last = not jobs
     jobs = jobs or max(1, (os.cpu_count() or 1) // threads)
     own = tuple(_own_set(given) for given in heldout or ())
     if mix:
@@ -56,6 +57,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
         tokens=parse_count(tokens) if tokens else None,
         heldout_rows=heldout_rows,
         jobs=jobs,
+        share_last=share_last,
         threads=threads,
         own=own,
     )

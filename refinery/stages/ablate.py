@@ -57,6 +57,8 @@ class Ablation:
     heldout_rows: int = 256
     """Rows of held-out text per domain."""
     jobs: int = 1
+    share_last: bool = False
+    """Let the last trainings be more than `jobs` beside each other, rather than leave cores idle."""
     """Trainers beside each other."""
     threads: int = 1
     """CPU threads of one trainer."""
@@ -297,7 +299,8 @@ def _measure(recipe: Recipe, asked: Ablation, made: _DataSets, told: Callable[[s
         took = "stood already" if stood else f"{record.seconds:.0f} s, {record.tokens / record.seconds:,.0f} tokens/s"
         told(f"trained {next(number)}/{len(needed)}  {done.arm:<18} seed {done.seed}: {took}")
 
-    answers = dict(zip((r.fingerprint for r in needed), train_all(needed, asked.jobs, note), strict=True))
+    records = train_all(needed, asked.jobs, note, share_last=asked.share_last)
+    answers = dict(zip((r.fingerprint for r in needed), records, strict=True))
     measured = [
         Measured(r.arm, (r.seed - 1) % NOISE_SEED_STEP + 1, r.seed > NOISE_SEED_STEP, answers[r.fingerprint])
         for r in runs

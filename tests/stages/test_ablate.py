@@ -253,3 +253,15 @@ def test_mixtures_are_plans_over_the_same_shards(spark, corpus, tmp_path):
         train_mixtures(data, asked, {"c": {"law": 0.9, "web": 0.1}})
     with pytest.raises(ConfigError, match="bounds name mail"):
         mixture_data(_lent(recipe, spark), MixSearch(tokens=2_048, bounds={"mail": (0.1, 0.5)}))
+
+
+@pytest.mark.parametrize(
+    ("count", "jobs", "groups"),
+    [(21, 2, [(18, 2), (3, 3)]), (20, 2, [(20, 2)]), (3, 2, [(3, 3)]), (1, 2, [(1, 2)]), (0, 4, [(0, 4)]),
+     (20, 8, [(8, 8), (12, 12)])],
+)  # fmt: skip
+def test_the_last_trainings_share_the_machine_where_the_user_leaves_it_to_us(count, jobs, groups):
+    from refinery.stages.ablate_train import groups_of_runs
+
+    assert groups_of_runs(count, jobs, share_last=True) == groups
+    assert groups_of_runs(count, jobs, share_last=False) == [(count, jobs)]
