@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import xxhash
 
-from refinery.gpu.embed import PACKAGED_MODEL, cpu_has_bfloat16, open_embedder
+from refinery.gpu.embed import cpu_has_bfloat16, open_embedder
+from refinery.gpu.model_files import PACKAGED_MODEL
 from refinery.kernels.sentences import sentence_spans
 from refinery.kernels.text import views_of
 

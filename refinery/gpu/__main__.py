@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refinery.errors import ConfigError, RefineryError
-from refinery.gpu.embed import PACKAGED_MODEL
 from refinery.gpu.feed import EmbedJob, embed_parquet, read_vectors
 from refinery.gpu.kmeans import assign_cells, spherical_kmeans
+from refinery.gpu.model_files import PACKAGED_MODEL
 from refinery.gpu.neighbours import pairs_in_cells
 
 _CELL_ROWS = 2000

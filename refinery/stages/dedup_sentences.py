@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from refinery.contracts.manifest import StageManifest, fingerprint_of, merge_counts
 from refinery.contracts.tables import CAUSES, CUTS, DECISIONS, PART_SHIFT
 from refinery.errors import ConfigError
+from refinery.gpu.model_files import model_state
 from refinery.io import parts as part_files
 from refinery.io.survivors import keep_mask, read_cuts, read_labels
 from refinery.kernels.cuts import as_ingested
@@ -131,8 +132,6 @@ def _models(section: DedupSentences) -> dict[str, str]:
     """
     if section.embeddings == "off":
         return {}
-    from refinery.gpu.embed import model_state  # noqa: PLC0415 - torch, only where embeddings are on
-
     return {MODEL: model_state(section.embeddings.model, section.embeddings.revision)}
 
 

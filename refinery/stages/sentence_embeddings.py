@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from refinery.contracts.manifest import fingerprint_of
 from refinery.contracts.tables import PART_SHIFT, VECTORS
+from refinery.errors import ConfigError
 from refinery.hashing import hex_key, key_prefix_uint64, keyed_uniform
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels
@@ -27,6 +28,8 @@ from refinery.stages.sentence_repeats import STAGE, SentencesTask, exact_causes,
 from refinery.stages.task_resources import gpu_profile, task_gpu
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from refinery.stages.workspace import Run
 
 VECTORS_VERSION = 3
@@ -49,7 +52,7 @@ def similar_sentences(run: Run, task: SentencesTask, parts: list[int]) -> tuple[
     counted = run_part_tasks(run.spark, parts, functools.partial(count_part, task))
     total = sum(sum(r["languages"].values()) for r in counted)
     rate = min(1.0, settings["max_sentences"] / max(total, 1))
-    shares = check_languages(task, {p: r["languages"] for p, r in zip(parts, counted, strict=True)})
+    shares = check_languages(run.spark, task, {p: r["languages"] for p, r in zip(parts, counted, strict=True)})
     profile = gpu_profile(run.spark, settings["gpu_amount"])
     work = functools.partial(vectors_part, task, rate)
     written = run_part_tasks(run.spark, parts, work, run.report_progress(STAGE), profile)
@@ -111,34 +114,56 @@ def count_part(task: SentencesTask, part: int) -> dict[str, Any]:
     return {"languages": {row["values"]: row["counts"] for row in counts}, **left_out}
 
 
-def check_languages(task: SentencesTask, counts: dict[int, dict[str, int]]) -> dict[str, float]:
+def check_languages(
+    spark: SparkSession, task: SentencesTask, counts: dict[int, dict[str, int]]
+) -> dict[str, float]:
     """Return, per language, the share of tokens of a sample that the model does not know.
 
+    Workers tell it, which open the model anyway: the driver needs neither torch nor the memory for a model.
+
     Args:
+        spark: the session.
         task: the stage's task.
         counts: part -> language -> sentences.
 
     Raises:
-        ConfigError: a share is too large, the model cannot be opened, or CUDA is asked for here and missing.
+        ConfigError: a share is too large, the model cannot be opened, or CUDA is asked for and missing.
+    """
+    samples = []
+    for language in sorted({lang for by_language in counts.values() for lang in by_language}):
+        ranked = sorted((-by_language.get(language, 0), part) for part, by_language in counts.items())
+        samples.append((language, [part for _, part in ranked[:_SAMPLE_PARTS]]))
+    told = run_part_tasks(spark, range(len(samples)), functools.partial(language_task, task, samples))
+    refused = [answer["refused"] for answer in told if "refused" in answer]
+    if refused:
+        raise ConfigError(refused[0])
+    return {language: answer["share"] for (language, _), answer in zip(samples, told, strict=True)}
+
+
+def language_task(task: SentencesTask, samples: list[tuple[str, list[int]]], number: int) -> dict[str, Any]:
+    """Return the share of unknown tokens in one language's sample, or why there is none.
+
+    Args:
+        task: the stage's task.
+        samples: (language, parts to sample).
+        number: of the language.
     """
     from refinery.gpu.embed import resolve_device, worker_embedder  # noqa: PLC0415 - torch, only where it is needed
 
     settings = task.settings["embeddings"]
-    if not settings["gpu_amount"]:
-        resolve_device(settings["device"])
-    embedder = worker_embedder(settings["model"], "cpu", settings["revision"])
-    shares = {}
-    for language in sorted({lang for by_language in counts.values() for lang in by_language}):
-        ranked = sorted((-by_language.get(language, 0), part) for part, by_language in counts.items())
-        most = [part for _, part in ranked[:_SAMPLE_PARTS]]
+    language, parts = samples[number]
+    try:
+        device = "cpu" if settings["gpu_amount"] else resolve_device(settings["device"])
+        embedder = worker_embedder(settings["model"], device, settings["revision"], None)
         sample: list[str] = []
-        for part in most:
+        for part in parts:
             _, table, _ = chosen_sentences(task, part, 1.0)
             mine = table.filter(pc.equal(table.column("lang"), language))
-            texts = sentence_texts(task, part, mine.slice(0, LANGUAGE_SAMPLE // len(most)))
+            texts = sentence_texts(task, part, mine.slice(0, LANGUAGE_SAMPLE // len(parts)))
             sample += [text for text in texts if not is_block(text)]
-        shares[language] = round(embedder.check_language(language, sample), 6)
-    return shares
+        return {"share": round(embedder.check_language(language, sample), 6)}
+    except ConfigError as error:
+        return {"refused": str(error)}
 
 
 def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
@@ -156,9 +181,10 @@ def vectors_part(task: SentencesTask, rate: float, part: int) -> dict[str, Any]:
         blocks = np.fromiter(map(is_block, texts), dtype=bool, count=len(texts))
         table = table.filter(pa.array(~blocks))
         if table.num_rows:
-            from refinery.gpu.embed import worker_embedder  # noqa: PLC0415 - torch, only where embeddings are on
+            from refinery.gpu.embed import resolve_device, worker_embedder  # noqa: PLC0415 - torch, only where needed
 
-            embedder = worker_embedder(settings["model"], settings["device"], settings["revision"], task_gpu())
+            device = resolve_device(settings["device"])
+            embedder = worker_embedder(settings["model"], device, settings["revision"], task_gpu())
             prose = [text for text, block in zip(texts, blocks.tolist(), strict=True) if not block]
             vectors = embedder.encode(prose).astype("<f2")
         made = {

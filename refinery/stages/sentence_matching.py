@@ -89,10 +89,12 @@ def matched_sentences(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Compare the stored vectors and return the sentences that go, schema `REMOVED`, and facts."""
     settings = task.settings["embeddings"]
-    trained = train_cells(task, parts)
-    if trained is None:
+    [trained] = run_part_tasks(spark, [0], functools.partial(_cells_trained, task, parts))
+    if "refused" in trained:
+        raise DataError(trained["refused"])
+    if not trained["rows"]:
         return REMOVED.empty_table(), {"num_pairs": 0, "num_vetoed": 0, "num_removed": 0}
-    run_part_tasks(spark, parts, functools.partial(cells_part, task, trained.content_hash), profile=profile)
+    run_part_tasks(spark, parts, functools.partial(cells_part, task, trained["content_hash"]), profile=profile)
     cells = read_table(spark, task.workdir, STAGE, "cells", ["cell"], parts)
     large = cells.groupBy("cell").count().where(f"count > {settings['block_rows']}").toArrow()
     counts = dict(zip(large.column("cell").to_pylist(), large.column("count").to_pylist(), strict=True))
@@ -101,17 +103,17 @@ def matched_sentences(
     compare = functools.partial(_compare_stream, settings["similarity"], settings["device"], settings["block_rows"])
     pairs = map_batches(ordered, compare, PAIRS, profile).dropDuplicates(["a", "b"]).persist()
     try:
-        judged = _judged(spark, task, pairs, fingerprint_of(trained.content_hash, task.settings, task.upstream))
+        judged = _judged(spark, task, pairs, fingerprint_of(trained["content_hash"], task.settings, task.upstream))
     finally:
         pairs.unpersist()
     vetoed = int(judged.column("vetoed").to_numpy().sum())
     allowed = judged.filter(pa.array(judged.column("a").to_numpy() >= 0)).drop_columns(["vetoed"])
     path = part_files.part_path(task.workdir, STAGE, "pairs", 0)
-    part_files.write_part(path, allowed, PAIRS, fingerprint_of(trained.content_hash))
+    part_files.write_part(path, allowed, PAIRS, fingerprint_of(trained["content_hash"]))
     removed = _resolved(spark, task, parts, allowed)
     facts = {
         "num_pairs": allowed.num_rows + vetoed, "num_vetoed": vetoed, "num_removed": removed.num_rows,
-        "num_cells": trained.rows, "num_block_cells": len(counts), "centroids_hash": trained.content_hash,
+        "num_cells": trained["rows"], "num_block_cells": len(counts), "centroids_hash": trained["content_hash"],
     }  # fmt: skip
     return removed, facts
 
@@ -150,6 +152,17 @@ def train_cells(task: SentencesTask, parts: list[int]) -> part_files.PartFile | 
     raw = [row.tobytes() for row in centroids.astype("<f4")]
     table = pa.table({"cell": np.arange(num_cells), "vector": pa.array(raw, pa.large_binary())})
     return part_files.write_part(path, table, CENTROIDS, print_)
+
+
+def _cells_trained(task: SentencesTask, parts: list[int], _: int) -> dict[str, Any]:
+    """Train in a worker: the driver needs neither torch nor the memory for the sample."""
+    try:
+        trained = train_cells(task, parts)
+    except DataError as error:
+        return {"refused": str(error)}
+    finally:
+        return_freed_memory()  # the worker lives on, beside others
+    return {"rows": 0} if trained is None else {"rows": trained.rows, "content_hash": trained.content_hash}
 
 
 def cells_part(task: SentencesTask, centroids_hash: str, part: int) -> dict[str, Any]:

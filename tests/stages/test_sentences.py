@@ -345,7 +345,8 @@ def test_another_model_under_the_same_name_makes_other_vectors(spark, tmp_path):
     """A model folder that changed: nothing that the old one wrote is taken for the new one's."""
     import shutil
 
-    from refinery.gpu.embed import packaged_model_path, worker_embedder
+    from refinery.gpu.embed import worker_embedder
+    from refinery.gpu.model_files import packaged_model_path
 
     folder = tmp_path / "model"
     shutil.copytree(packaged_model_path(), folder)
