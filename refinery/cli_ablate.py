@@ -46,7 +46,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - typer reads a command's options from its
     jobs = jobs or max(1, (os.cpu_count() or 1) // threads)
     own = tuple(_own_set(given) for given in heldout or ())
     if mix:
-        sizes = {"preset": preset, "seeds": seeds, "heldout_rows": heldout_rows, "jobs": jobs, "threads": threads}
+        sizes = {
+            "preset": preset, "seeds": seeds, "heldout_rows": heldout_rows,
+            "jobs": jobs, "share_last": share_last, "threads": threads,
+        }  # fmt: skip
         budget = parse_count(tokens) if tokens else 0
         _search(loaded, {**sizes, "own": own, "tokens": budget}, mixtures, (goal or [], bounds or []), json_)
         return

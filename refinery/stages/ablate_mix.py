@@ -52,6 +52,8 @@ class MixSearch:
     """Trainings per mixture."""
     heldout_rows: int = 256
     jobs: int = 1
+    share_last: bool = False
+    """As of `refinery.stages.ablate.Ablation`."""
     threads: int = 1
     own: tuple[Input, ...] = ()
 
@@ -195,7 +197,7 @@ def train_mixtures(
         told(f"trained {next(number)}/{len(runs)}  {getattr(done, 'arm', '')}{': stood already' if stood else ''}")
 
     with hold_lock(str(ablate_folder(data.recipe))):
-        records = train_all(runs, asked.jobs, note)
+        records = train_all(runs, asked.jobs, note, share_last=asked.share_last)
     return [Measured(r.arm, r.seed, False, record) for r, record in zip(runs, records, strict=True)]
 
 

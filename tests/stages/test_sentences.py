@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -408,3 +410,9 @@ def test_models_and_devices_that_are_not_there_stop_the_stage_early(spark, tmp_p
     with pytest.raises(ConfigError, match=message):
         run(spark, values)
     assert not part_files.part_numbers(values["workdir"], STAGE, "vectors")
+
+
+def test_the_driver_of_the_stage_imports_no_torch():
+    modules = "refinery.stages.dedup_sentences, refinery.stages.sentence_embeddings, refinery.stages.sentence_matching"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

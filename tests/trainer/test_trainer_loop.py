@@ -56,6 +56,13 @@ def stop_at(step: int):
     return progress
 
 
+def test_without_validation_at_the_start_a_run_tells_its_end_only(source, tmp_path):
+    record = train(tiny_config(steps=4, evaluate=EvalConfig(at_start=False)), source, tmp_path)
+    assert {point.step for point in record.points} == {4}
+    table = json.loads((tmp_path / "forgetting.json").read_text(encoding="utf-8"))
+    assert {entry["change_nats"] for entry in table.values()} == {None}
+
+
 def test_loss_falls_and_every_file_is_there(source, tmp_path):
     config = tiny_config(steps=40, evaluate=EvalConfig(every_steps=20))
     record = train(config, source, tmp_path)
