@@ -26,7 +26,8 @@ TRAINED = 3
 
 def _values(corpus, workdir):
     values = recipe_values(corpus, workdir)
-    values["train"] = {"batch_tokens": 1024, "learning_rate": 4e-3, "schedule": "constant", "checkpoint_every": 5}
+    values["train"] = {"batch_tokens": 1024, "learning_rate": 4e-3, "schedule": "constant", "checkpoint_every": 5,
+                       "options": {"evaluate": {"at_start": True}}}  # shows the weights that pairs start from
     values["mix"]["max_epochs"] = {"law": 8, "web": 8, "news": 8, "replay": 8}
     return values
 
@@ -103,6 +104,7 @@ def test_seeds_pair_and_the_first_arm_is_trained_twice(ablated):
     starts = {}
     for run in result.runs:
         losses = {p.stream: p.loss_nats for p in run.record.points if p.step == 0}
+        assert losses
         starts.setdefault((run.seed, run.again), []).append(losses)
     for same in starts.values():
         assert all(one == same[0] for one in same)
@@ -235,7 +237,9 @@ def test_folders(ablated):
 def test_mixtures_are_plans_over_the_same_shards(spark, corpus, tmp_path):
     from refinery.stages.ablate_mix import MixSearch, mixture_data, train_mixtures
 
-    recipe = _recipe(_values(corpus, tmp_path / "run"))
+    values = _values(corpus, tmp_path / "run")
+    del values["train"]["options"]
+    recipe = _recipe(values)
     asked = MixSearch(tokens=2_048, bounds={"law": (0.1, 0.5)}, heldout_rows=4)
     data = mixture_data(_lent(recipe, spark), asked)
     assert data.recipe_shares == pytest.approx({"law": 0.3, "web": 0.4, "news": 0.2, "replay": 0.1})
@@ -248,6 +252,7 @@ def test_mixtures_are_plans_over_the_same_shards(spark, corpus, tmp_path):
         total = sum(run.record.stream_tokens.values())
         seen = {s.split("/")[0]: n / total for s, n in run.record.stream_tokens.items()}
         assert seen["law"] == pytest.approx(shares[run.arm]["law"], abs=0.1)
+        assert {p.step for p in run.record.points} == {run.record.steps}  # only the end is compared
     assert len({r.record.data["content_hash"] for r in runs}) == 1
     with pytest.raises(ConfigError, match="packed for"):
         train_mixtures(data, asked, {"c": {"law": 0.9, "web": 0.1}})
