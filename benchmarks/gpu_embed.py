@@ -31,7 +31,7 @@ import torch
 from refinery.gpu.embed import _batches, open_embedder, padded_ids
 from refinery.gpu.feed import EmbedJob, embed_parquet, write_vectors
 from refinery.gpu.kmeans import torch_kmeans
-from refinery.gpu.neighbours import propose_tiles, tiles_of
+from refinery.gpu.neighbours import _CUDA_BLOCK_ROWS, propose_tiles, tiles_of
 
 LAYERS, HIDDEN, HEADS, INNER, VOCABULARY = 6, 384, 12, 1536, 30_522
 TOKENS = 25
@@ -165,7 +165,7 @@ def embedding(device: str, processes: int, smoke: bool) -> dict[str, Any]:
 def neighbours(device: str, smoke: bool) -> dict[str, Any]:
     """Measure the search in one large cell and in many small ones beside bare products of the same shape."""
     rows, dtype = (512, torch.float32) if smoke else (131_072, torch.bfloat16)
-    block = 128 if smoke else 16_384
+    block = 128 if smoke else _CUDA_BLOCK_ROWS
     table = torch.nn.functional.normalize(torch.randn(rows + 1, HIDDEN, device=device), dim=1).to(dtype)
     table[-1] = 0
     side = table[: min(block, rows)]
@@ -218,8 +218,12 @@ def main() -> int:
     print(json.dumps(report), flush=True)
     report |= {"machine": name, "torch": torch.__version__, "cuda": torch.version.cuda, "cpus": os.cpu_count()}
     report["smoke"] = options.smoke
-    report["kmeans"] = kmeans(options.device, *sizes)
     report["neighbours"] = neighbours(options.device, options.smoke)
+    print(json.dumps(report["neighbours"]), flush=True)
+    report["kmeans"] = kmeans(options.device, *sizes)
+    print(json.dumps(report["kmeans"]), flush=True)
+    if options.device == "cuda":
+        torch.cuda.empty_cache()  # the processes that embed share the device with this one
     processes = options.processes or (1 if options.smoke else max(1, min(12, (os.cpu_count() or 2) - 2)))
     report["embedding"] = embedding(options.device, processes, options.smoke)
     found = {

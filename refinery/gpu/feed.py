@@ -55,7 +55,7 @@ def embed_parquet(inputs: Sequence[str], job: EmbedJob, processes: int = 1) -> F
         inputs: Parquet files.
         job: column, output folder, model and device.
         processes: worker processes that share the device; 1 works in this process.
-    Returns: counts. The files hold ``source`` (file number << 32 | row) and ``vector``, float16 bytes.
+    Returns: counts. The files hold ``source`` (file number << 32 | row) and ``vector``, little-endian float16 bytes.
 
     Raises:
         ConfigError: no input, no such column, no CUDA, no model, files of another run in the folder.
@@ -148,9 +148,11 @@ def write_vectors(path: Path, ids: np.ndarray, vectors: np.ndarray, embedder: Em
 
 
 def vector_column(vectors: np.ndarray) -> pa.Array:
-    """Return rows as a fixed-size list of float16."""
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, max(1, vectors.shape[1]))
+    """Return rows as float16 bytes of one size: of a list Parquet takes each number by itself, 25 times slower."""
+    narrow = np.ascontiguousarray(vectors, dtype="<f2")
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(2 * narrow.shape[1]), len(narrow), [None, pa.py_buffer(narrow.tobytes())]
+    )
 
 
 def read_vectors(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -171,10 +173,8 @@ def read_vectors(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         missing = [name for name in ("source", VECTOR) if name not in table.column_names]
         if missing:
             raise SchemaError(f"{path} lacks columns {missing}; give files that `embed` wrote")
-        column = table.column(VECTOR).combine_chunks()
-        flat = np.asarray(column.flatten(), dtype=np.float32)
         sources.append(table.column("source").to_numpy())
-        rows.append(flat.reshape(-1, column.type.list_size))
+        rows.append(_unpacked(table.column(VECTOR), path))
         models.add((table.schema.metadata or {}).get(MODEL_KEY, b"").decode())
     widths = {block.shape[1] for block in rows}
     if len(widths) > 1 or len(models) > 1:
@@ -187,3 +187,18 @@ def read_vectors(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     if len(bad):
         raise DataError(f"{len(bad)} vectors are not finite or zero, the first is row {bad[0]}; embed them again")
     return np.concatenate(sources), (vectors / norms[:, None]).astype(np.float32)
+
+
+def _unpacked(column: pa.ChunkedArray, path: str) -> np.ndarray:
+    """Return float16 bytes, or lists of numbers of one length, as float32 rows."""
+    kind: Any = column.type
+    joined: Any = column.combine_chunks()
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width % 2 == 0 and not joined.null_count:
+        flat = np.frombuffer(joined.buffers()[1], dtype="<f2")[joined.offset * kind.byte_width // 2 :]
+        return flat[: len(joined) * kind.byte_width // 2].astype(np.float32).reshape(len(joined), -1)
+    if pa.types.is_fixed_size_list(kind) and not joined.null_count:
+        return np.asarray(joined.flatten(), dtype=np.float32).reshape(len(joined), kind.list_size)
+    raise SchemaError(
+        f"{path} has a column {VECTOR} of type {kind} with {joined.null_count} nulls; it must hold float16 bytes of "
+        "one size, as `embed` writes them, or lists of numbers of one length"
+    )

@@ -11,7 +11,10 @@ Shapes: B rows, L tokens per row, H query heads, K key/value heads, E head_dim.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +41,8 @@ class AttentionPlan:
     """int32, cumulative document starts over the flattened batch; kind varlen only."""
     bias: torch.Tensor | None = None
     """float32, 0 = visible and -inf = not, shape (B or 1, L, L); short rows on a CPU only."""
+    tells_grouping: bool = False
+    """Whether this torch's varlen wants to be told that query heads share keys; kind varlen only."""
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -92,7 +97,8 @@ def plan_attention(
     positions, numbers = document_positions(segment_lengths)
     positions_BL = to_device(positions.reshape(num_rows, length), device)
     if device.type == "cuda":
-        return AttentionPlan("varlen", positions_BL, None, to_device(document_offsets(segment_lengths), device))
+        offsets = to_device(document_offsets(segment_lengths), device)
+        return AttentionPlan("varlen", positions_BL, None, offsets, tells_grouping=_varlen_tells_grouping())
     numbers_BL = to_device(numbers.reshape(num_rows, length), device)
     mask_BLL = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & _causal(length, device)
     return AttentionPlan("mask", positions_BL, mask_BLL[:, None], None, _bias_of(mask_BLL) if short else None)
@@ -108,10 +114,18 @@ def _bias_of(mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
+@functools.cache
+def _varlen_tells_grouping() -> bool:
+    """Tell whether `varlen_attn` knows enable_gqa; torch 2.11 does not, and its kernel shares keys unasked."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - CUDA builds only
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
 def attend(q_BLHE: torch.Tensor, k_BLKE: torch.Tensor, v_BLKE: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
     """Return attention output of shape (B, L, H, E); scores are scaled by 1 / sqrt(E)."""
     if plan.kind == "varlen" and plan.cu_docs is not None:
-        return _attend_varlen(q_BLHE, k_BLKE, v_BLKE, plan.cu_docs)
+        return _attend_varlen(q_BLHE, k_BLKE, v_BLKE, plan.cu_docs, plan.tells_grouping)
     if plan.bias is not None and eager.is_eager_cpu(q_BLHE):
         return eager.short_attention(q_BLHE, k_BLKE, v_BLKE, plan.bias)
     grouped = q_BLHE.shape[2] != k_BLKE.shape[2]
@@ -121,13 +135,16 @@ def attend(q_BLHE: torch.Tensor, k_BLKE: torch.Tensor, v_BLKE: torch.Tensor, pla
     return out_BHLE.transpose(1, 2)
 
 
-def _attend_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_docs: torch.Tensor) -> torch.Tensor:
+def _attend_varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_docs: torch.Tensor, tells_grouping: bool
+) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - CUDA builds only
 
     batch, length, heads, head_dim = q.shape
+    options: dict[str, Any] = {"enable_gqa": heads != k.shape[2]} if tells_grouping else {}
     out = varlen_attn(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu_docs, cu_docs, length, length,
-        window_size=(-1, 0), enable_gqa=heads != k.shape[2])
+        window_size=(-1, 0), **options)
     if isinstance(out, tuple):
         out = out[0]
     return out.view(batch, length, heads, head_dim)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
-from refinery.trainer.attention import PAD_DOCS_TO, attend, document_offsets, document_positions, plan_attention
+from refinery.trainer.attention import (
+    PAD_DOCS_TO,
+    _varlen_tells_grouping,
+    attend,
+    document_offsets,
+    document_positions,
+    plan_attention,
+)
 from refinery.trainer.model import Decoder, fill_parameters, initial_values
 from tests.trainer.tiny_runs import LENGTH, VOCAB, tiny_model
 
@@ -29,13 +36,13 @@ def test_offsets_tile_the_batch_and_end_in_empty_documents(lengths):
     assert np.array_equal(positions, np.arange(sum(lengths)) - offsets[numbers])
 
 
-def plain_varlen(q_THE, k_TKE, v_TKE, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa):
+def plain_varlen(q_THE, k_TKE, v_TKE, cu_q, cu_k, max_q, max_k, *, window_size, enable_gqa=None):
     """Attention of each document by itself, in loops; takes what the library's function takes."""
     assert torch.equal(cu_q, cu_k)
     assert max_q == max_k >= int(cu_q.diff().max())
     assert window_size == (-1, 0)  # causal
     group = q_THE.shape[1] // k_TKE.shape[1]
-    assert enable_gqa == (group > 1)
+    assert enable_gqa in (None, group > 1)
     out = torch.zeros_like(q_THE)
     for start, stop in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
         for at in range(start, stop):
@@ -46,10 +53,14 @@ def plain_varlen(q_THE, k_TKE, v_TKE, cu_q, cu_k, max_q, max_k, *, window_size, 
     return out
 
 
+@pytest.mark.parametrize("tells", [True, False])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_varlen_path_hands_over_what_equals_the_mask_path(kv_heads, monkeypatch):
+def test_varlen_path_hands_over_what_equals_the_mask_path(kv_heads, tells, monkeypatch):
+    """Also for a torch whose function has no word for shared keys (2.11), where an unknown name is an error."""
+
     def checked(*args, **kwargs):
         signature.bind(*args, **kwargs)  # the library's own parameters, by their names
+        assert ("enable_gqa" in kwargs) == tells
         return plain_varlen(*args, **kwargs)
 
     signature = inspect.signature(varlen.varlen_attn)
@@ -59,8 +70,24 @@ def test_varlen_path_hands_over_what_equals_the_mask_path(kv_heads, monkeypatch)
     lengths = np.array([5, 6, 1, 12])
     masked = plan_attention(lengths, 2, 12, CPU, doc_mask=True)
     offsets = torch.from_numpy(document_offsets(lengths))
-    by_length = replace(masked, kind="varlen", mask=None, cu_docs=offsets)
+    by_length = replace(masked, kind="varlen", mask=None, cu_docs=offsets, tells_grouping=tells)
     torch.testing.assert_close(attend(q, k, v, by_length), attend(q, k, v, masked), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_word_for_shared_keys_is_used_where_the_library_knows_it(known, monkeypatch):
+    def new(query, *, enable_gqa=False):
+        raise AssertionError
+
+    def old(query, *, window_size=(-1, -1)):
+        raise AssertionError
+
+    monkeypatch.setattr(varlen, "varlen_attn", new if known else old)
+    _varlen_tells_grouping.cache_clear()
+    try:
+        assert _varlen_tells_grouping() is known
+    finally:
+        _varlen_tells_grouping.cache_clear()
 
 
 def test_the_library_has_the_function_and_infers_its_shape():
