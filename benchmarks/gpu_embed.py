@@ -219,9 +219,9 @@ def main() -> int:
     report |= {"machine": name, "torch": torch.__version__, "cuda": torch.version.cuda, "cpus": os.cpu_count()}
     report["smoke"] = options.smoke
     report["neighbours"] = neighbours(options.device, options.smoke)
-    print(json.dumps(report["neighbours"]), flush=True)
+    sys.stderr.write(json.dumps(report["neighbours"]) + "\n")  # what is there, should the rest fail
     report["kmeans"] = kmeans(options.device, *sizes)
-    print(json.dumps(report["kmeans"]), flush=True)
+    sys.stderr.write(json.dumps(report["kmeans"]) + "\n")
     if options.device == "cuda":
         torch.cuda.empty_cache()  # the processes that embed share the device with this one
     processes = options.processes or (1 if options.smoke else max(1, min(12, (os.cpu_count() or 2) - 2)))

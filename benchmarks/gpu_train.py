@@ -57,8 +57,8 @@ MEDIAN_TOKENS = 545.0
 WARM_STEPS = 4
 MFU_FLOORS = {"125m": 0.42, "350m": 0.46, "1.3b": 0.50}
 MAX_DATA_WAIT, MAX_FSDP_COST, MAX_MEMORY_ERROR = 0.01, 0.02, 0.10
-# tokens of one forward pass and of one step: the activations of a pass take about 40 GB
-TOKENS = {"125m": (65_536, 131_072), "350m": (32_768, 131_072), "1.3b": (16_384, 65_536), "tiny": (512, 1_024)}
+# tokens of one forward pass and of one step: the activations of a pass take up to 60 GB
+TOKENS = {"125m": (65_536, 131_072), "350m": (32_768, 131_072), "1.3b": (32_768, 65_536), "tiny": (512, 1_024)}
 
 
 @dataclass(frozen=True)

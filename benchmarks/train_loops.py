@@ -119,7 +119,7 @@ def new_model(config: TrainConfig, device: torch.device, *, sharded: bool = Fals
     dtype = compute_dtype(config, device)
     with torch.device("meta"):
         model = Decoder(config.model, compute_dtype=dtype, chunk_tokens=config.chunk_tokens,
-                        activation_checkpointing=config.activation_checkpointing)
+                        activation_checkpointing=config.activation_checkpointing, compile_loss=config.compile)
     if sharded:
         shard_model(model, Ranks(0, 1, device), dtype)
     model.to_empty(device=device)

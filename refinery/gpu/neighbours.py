@@ -34,7 +34,7 @@ from refinery.kernels.similarity import (
 
 MARGIN_BFLOAT16 = 0.008
 """Bound of the rounding above, with room."""
-_CUDA_BLOCK_ROWS = 16_384
+_CUDA_BLOCK_ROWS = 32_768  # 2 GB of products: 55 % of the bare product's rate on an H200, 45 % with 16,384
 _CPU_BLOCK_ROWS = 1024
 _LEAST_BLOCK_ROWS = 256
 _HOT_CELLS = 1 << 26  # of products that are looked at again at once: 64 MB as bool, 1 GB as places if all are pairs

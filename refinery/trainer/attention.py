@@ -23,9 +23,6 @@ from torch.nn import functional
 from refinery.trainer import eager
 from refinery.trainer.config import ModelConfig
 
-PAD_DOCS_TO = 64
-"""cu_seqlens are padded with empty documents to a multiple of this, so that compiled code sees few shapes."""
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -65,17 +62,16 @@ def document_positions(segment_lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def document_offsets(segment_lengths: np.ndarray) -> np.ndarray:
-    """Return int32 starts of the segments of a flattened batch and its end, padded with empty segments at the end.
+    """Return int32 starts of the segments of a flattened batch and its end.
+
+    None is padded: the kernel starts blocks for a whole row of every document, and 53 empty ones beside 75 were a tenth
+    of its time on an H200.
 
     Args:
         segment_lengths: positive integers, shape (S,).
-    Returns: shape (a multiple of `PAD_DOCS_TO`, above S,).
+    Returns: shape (S + 1,).
     """
-    padded = -(-(len(segment_lengths) + 1) // PAD_DOCS_TO) * PAD_DOCS_TO
-    offsets = np.full(padded, segment_lengths.sum(), dtype=np.int32)
-    offsets[0] = 0
-    offsets[1 : len(segment_lengths) + 1] = np.cumsum(segment_lengths)
-    return offsets
+    return np.concatenate(([0], np.cumsum(segment_lengths))).astype(np.int32)
 
 
 def plan_attention(
@@ -98,6 +94,7 @@ def plan_attention(
     positions_BL = to_device(positions.reshape(num_rows, length), device)
     if device.type == "cuda":
         offsets = to_device(document_offsets(segment_lengths), device)
+        torch._dynamo.maybe_mark_dynamic(offsets, 0)  # documents vary from batch to batch: compile once for any number
         return AttentionPlan("varlen", positions_BL, None, offsets, tells_grouping=_varlen_tells_grouping())
     numbers_BL = to_device(numbers.reshape(num_rows, length), device)
     mask_BLL = (numbers_BL[:, :, None] == numbers_BL[:, None, :]) & _causal(length, device)

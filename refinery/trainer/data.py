@@ -9,9 +9,9 @@ Shapes: B rows, L tokens per row, S segments of all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -143,6 +143,8 @@ class StepRows:
     """Rows in the global batch."""
     local: ModelRows
     """This rank's rows."""
+    prepared: Any = None
+    """What `prefetch_steps` was told to make of them."""
 
 
 def rows_in_batch(batch_tokens: int, sequence_length: int, world_size: int) -> int:
@@ -161,7 +163,8 @@ def rows_in_batch(batch_tokens: int, sequence_length: int, world_size: int) -> i
 
 
 def prefetch_steps(
-    source: RowSource, steps: Sequence[tuple[int, int, int]], *, rank: int, world_size: int, doc_mask: bool
+    source: RowSource, steps: Sequence[tuple[int, int, int]], *, rank: int, world_size: int, doc_mask: bool,
+    prepare: Callable[[ModelRows], Any] | None = None,
 ) -> Prefetcher[tuple[int, int, int], StepRows]:
     """Read this rank's rows of each step ahead, with labels; iterate it inside a `with`.
 
@@ -171,11 +174,13 @@ def prefetch_steps(
         rank: this process.
         world_size: number of processes.
         doc_mask: see `model_rows`.
+        prepare: called in the reading thread on this rank's rows: what a device can be given before it is asked for.
     """
 
     def read(request: tuple[int, int, int]) -> StepRows:
         step, first_row, num_rows = request
         batch = source.batch(first_row, num_rows, slice(rank, None, world_size))
-        return StepRows(step, first_row, num_rows, model_rows(batch, doc_mask=doc_mask))
+        local = model_rows(batch, doc_mask=doc_mask)
+        return StepRows(step, first_row, num_rows, local, None if prepare is None else prepare(local))
 
     return Prefetcher(read, steps)

@@ -8,6 +8,7 @@ on resume and written again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 import threading
@@ -36,7 +37,7 @@ from refinery.trainer.reporting import account, is_due, run_record, validate
 from refinery.trainer.safety import SpikeGuard
 from refinery.trainer.schedule import learning_rate
 from refinery.trainer.state import Clock, Counters, ProgressCallback, Run
-from refinery.trainer.step import train_step
+from refinery.trainer.step import train_step, uploaded
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def build_model(config: TrainConfig, ranks: Ranks) -> Decoder:
     dtype = compute_dtype(config, ranks.device)
     with torch.device("meta"):
         model = Decoder(config.model, compute_dtype=dtype, chunk_tokens=config.chunk_tokens,
-                        activation_checkpointing=config.activation_checkpointing)
+                        activation_checkpointing=config.activation_checkpointing, compile_loss=config.compile)
     place_model(model, ranks, dtype)
     if config.compile:
         for block in model.blocks:
@@ -164,8 +165,10 @@ def _run_steps(run: Run, stop: threading.Event) -> str:
         num_rows = rows_in_batch(config.batch_tokens_at(step), run.source.sequence_length, run.ranks.world_size)
         steps.append((step, row, num_rows))
         row += num_rows
+    device = run.ranks.device
+    prepare = functools.partial(uploaded, config=config, device=device) if device.type == "cuda" else None
     batches = prefetch_steps(run.source, steps, rank=run.ranks.rank, world_size=run.ranks.world_size,
-                             doc_mask=config.doc_mask)
+                             doc_mask=config.doc_mask, prepare=prepare)
     status = "finished"
     with batches, _profiler(run) as advance_profile:
         upcoming = iter(batches)

@@ -119,9 +119,10 @@ class Decoder(nn.Module):
 
     def __init__(
         self, config: ModelConfig, *, compute_dtype: torch.dtype = torch.float32,
-        activation_checkpointing: str = "none", chunk_tokens: int = 2048) -> None:
+        activation_checkpointing: str = "none", chunk_tokens: int = 2048, compile_loss: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.compile_loss = compile_loss
         self.compute_dtype = compute_dtype
         self.recompute_every = {"none": 0, "selective": 2, "full": 1}[activation_checkpointing]
         self.chunk_tokens = chunk_tokens
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
             return functional.linear(hidden_BLD, self.head_weight().to(hidden_BLD.dtype)).float()
         return chunked_cross_entropy(
             hidden_BLD.flatten(0, 1), self.head_weight(), labels_BL.flatten(),
-            chunk_tokens=self.chunk_tokens, z_weight=z_weight)
+            chunk_tokens=self.chunk_tokens, z_weight=z_weight, compiled=self.compile_loss)
 
 
 def initial_values(config: ModelConfig, seed: int) -> ParameterSource:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
 from refinery.trainer.attention import (
-    PAD_DOCS_TO,
     _varlen_tells_grouping,
     attend,
     document_offsets,
@@ -25,13 +24,11 @@ CPU = torch.device("cpu")
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=150))
-def test_offsets_tile_the_batch_and_end_in_empty_documents(lengths):
+def test_offsets_and_positions_tile_the_batch(lengths):
     offsets = document_offsets(np.array(lengths))
     assert offsets.dtype == np.int32
-    assert len(offsets) % PAD_DOCS_TO == 0
-    assert len(lengths) < len(offsets) <= len(lengths) + PAD_DOCS_TO
-    assert np.diff(offsets)[: len(lengths)].tolist() == lengths
-    assert set(np.diff(offsets)[len(lengths) :].tolist()) <= {0}
+    assert offsets[0] == 0
+    assert np.diff(offsets).tolist() == lengths
     positions, numbers = document_positions(np.array(lengths))
     assert np.array_equal(positions, np.arange(sum(lengths)) - offsets[numbers])
 
@@ -92,7 +89,7 @@ def test_the_word_for_shared_keys_is_used_where_the_library_knows_it(known, monk
 
 def test_the_library_has_the_function_and_infers_its_shape():
     q, k, v = (torch.empty(24, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (4, 2, 2))
-    cu_docs = torch.empty(PAD_DOCS_TO, dtype=torch.int32, device="meta")
+    cu_docs = torch.empty(7, dtype=torch.int32, device="meta")
     out = varlen.varlen_attn(q, k, v, cu_docs, cu_docs, 12, 12, window_size=(-1, 0), enable_gqa=True)
     assert (out.shape, out.dtype) == (q.shape, q.dtype)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from refinery.contracts.runs import read_run_record
 from refinery.errors import ConfigError, DataError, IntegrityError, TransientError
 from refinery.trainer import checkpoint as checkpoint_module
+from refinery.trainer import loop as loop_module
 from refinery.trainer import model as model_module
 from refinery.trainer import reporting
 from refinery.trainer.checkpoint import find_latest, load_model, read_state
@@ -35,6 +37,7 @@ from refinery.trainer.memory import take_rows
 from refinery.trainer.metrics import read_json_lines
 from refinery.trainer.safety import SpikeGuard
 from refinery.trainer.sample import continue_tokens
+from refinery.trainer.step import uploaded
 from tests.trainer.tiny_runs import LENGTH, memory_source, tiny_config, tiny_model
 
 
@@ -61,6 +64,26 @@ def test_without_validation_at_the_start_a_run_tells_its_end_only(source, tmp_pa
     assert {point.step for point in record.points} == {4}
     table = json.loads((tmp_path / "forgetting.json").read_text(encoding="utf-8"))
     assert {entry["change_nats"] for entry in table.values()} == {None}
+
+
+def test_batches_uploaded_ahead_train_the_same_weights(source, tmp_path, monkeypatch):
+    """On a GPU the reading thread makes the passes of the next step; here both ways run on the CPU."""
+    config = tiny_config(steps=5, micro_batch_rows=2)
+    train(config, source, tmp_path / "asked")
+    taken, real = [], loop_module.prefetch_steps
+
+    def ahead(*arguments, prepare, **options):
+        def counted(rows):
+            taken.append(threading.current_thread().name)
+            return uploaded(rows, config, torch.device("cpu"))
+
+        assert prepare is None
+        return real(*arguments, prepare=counted, **options)
+
+    monkeypatch.setattr(loop_module, "prefetch_steps", ahead)
+    train(config, source, tmp_path / "ahead")
+    assert taken == ["shard-prefetch"] * 5
+    assert same(tensors(tmp_path / "asked"), tensors(tmp_path / "ahead"))
 
 
 def test_loss_falls_and_every_file_is_there(source, tmp_path):

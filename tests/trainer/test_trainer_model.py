@@ -89,8 +89,8 @@ def test_labels_follow_segments(lengths, padding, doc_mask):
 
 
 @pytest.mark.parametrize("z_weight", [0.0, 1e-2])
-@pytest.mark.parametrize("chunk", [7, 64, 1000])
-def test_chunked_loss_equals_the_plain_one(z_weight, chunk):
+@pytest.mark.parametrize(("chunk", "compiled"), [(7, False), (64, False), (1000, False), (64, True)])
+def test_chunked_loss_equals_the_plain_one(z_weight, chunk, compiled):
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(100, 16, generator=generator, dtype=torch.float32)
     head = torch.randn(50, 16, generator=generator)
@@ -100,7 +100,8 @@ def test_chunked_loss_equals_the_plain_one(z_weight, chunk):
     for chunked in (True, False):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         if chunked:
-            total = chunked_cross_entropy(h, w, labels, chunk_tokens=chunk, z_weight=z_weight).total
+            out = chunked_cross_entropy(h, w, labels, chunk_tokens=chunk, z_weight=z_weight, compiled=compiled)
+            total = out.total
         else:
             logits = h @ w.T
             z = torch.logsumexp(logits, -1).square()[labels != IGNORE].sum()
