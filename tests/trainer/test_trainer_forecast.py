@@ -85,7 +85,17 @@ def test_predicted_steps_lie_under_the_roofline(preset, ceiling):
     pairs = rows * 4096 * 4097 // 2
     seconds = predicted_step_seconds(model, rows * 4096, pairs)
     mfu = effective_flops(model, rows * 4096, pairs) / seconds / forecast.H200.peak_flops
-    assert ceiling - 0.1 < mfu < ceiling + 0.01
+    assert ceiling - 0.25 < mfu < ceiling
     twice = Hardware(2 * forecast.H200.peak_flops, 2 * forecast.H200.bytes_per_second)
     assert predicted_step_seconds(model, rows * 4096, pairs, twice) == pytest.approx(seconds / 2)
     assert predicted_step_seconds(model, rows * 4096, pairs // 4) < seconds
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "context", "measured"),
+    [("125m", 131_072, 1116.5, 0.3125), ("350m", 131_072, 1116.5, 0.8638), ("1.3b", 65_536, 1058.8, 1.1868)],
+)
+def test_predicted_steps_are_what_an_h200_took_or_a_little_less(preset, tokens, context, measured):
+    """docs/benchmarks.md, torch 2.11: nothing between the parts overlaps, and nothing else is counted."""
+    seconds = predicted_step_seconds(preset_model(preset, 32_768, 4096), tokens, int(context * tokens))
+    assert 0.84 * measured < seconds < measured
