@@ -19,6 +19,9 @@ _THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH = (
 _JAVASCRIPT = b"javascript"
 _LOREM = b"lorem ipsum"
 _PRIVACY_POLICY, _COOKIE_POLICY, _TERMS_OF_USE = b"privacy policy", b"cookie policy", b"terms of use"
+_PHRASE_FROM = np.full(256, 10, dtype=np.int64)
+"""By first letter, lowered: the shortest word that can end a phrase; ten letters can be or hold "javascript"."""
+_PHRASE_FROM[[ord("i"), ord("u"), ord("p"), ord("c")]] = 5, 3, 6, 7
 _USES_COOKIES, _USE_OF_COOKIES, _USE_COOKIES = b"uses cookies", b"use of cookies", b"use cookies"
 
 
@@ -37,13 +40,14 @@ def _ends_with(data: np.ndarray, start: int, end: int, phrase: bytes) -> bool:
     return True
 
 
-@numba.njit(cache=True)
-def _stop_word_bit(packed: Any) -> int:
-    """Return one bit per English stop word, 0 for any other packed word (case-sensitive)."""
-    for bit, word in enumerate((_THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH)):
-        if packed == word:
-            return 1 << bit
-    return 0
+@numba.njit(cache=True, inline="always")
+def _stop_word_bits(packed: Any, length: int) -> int:
+    """Return one bit per English stop word, 0 for any other packed word (case-sensitive); by length, without jumps."""
+    if length == 2:
+        return (packed == _BE) << 1 | (packed == _TO) << 2 | (packed == _OF) << 3
+    if length == 3:
+        return (packed == _THE) << 0 | (packed == _AND) << 4
+    return (packed == _THAT) << 5 | (packed == _HAVE) << 6 | (packed == _WITH) << 7
 
 
 @numba.njit(cache=True)
@@ -139,14 +143,13 @@ def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
             alpha += 1
         if data[first] < 0x80:
             if 2 <= length <= 4:
-                bits_en |= _stop_word_bit(packed)
+                bits_en |= _stop_word_bits(packed, length)
         elif num_chars[w] == 1 and kinds[w] & HAN:
             code, _ = decode(data, first, last)
             if class_of(classes, code) & STOP_ZH:
                 bits_zh |= _zh_bit(code, stop_zh)
         letter = data[first] | 0x20
-        # a set would be built per word
-        if length < 10 and letter != 0x63 and letter != 0x69 and letter != 0x70 and letter != 0x75:  # noqa: PLR1714
+        if length < _PHRASE_FROM[letter]:
             continue
         found = _phrase(data, start, first, length)
         if found & 1:

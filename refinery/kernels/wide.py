@@ -16,6 +16,11 @@ _LOW = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)
 _NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
 _ONE, _S7, _S8, _S16, _S32, _S56 = (np.uint64(n) for n in (1, 7, 8, 16, 32, 56))
+_SEVEN_BITS, _LOWER_BIT = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
+# added to a byte below 0x80, these set its high bit from "a", from behind "z", from "0" and from behind "9" on
+_FROM_A, _BEHIND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
+_FROM_0, _BEHIND_9 = np.uint64(0x5050505050505050), np.uint64(0x4646464646464646)
+_TWO = np.uint64(2)
 _EVEN_BYTES, _EVEN_PAIRS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
 
 
@@ -68,3 +73,23 @@ def packed_bytes(data: np.ndarray, first: int, length: int) -> np.int64:
         for i in range(first, first + length):
             packed = (packed << 8) | np.int64(data[i])
     return packed
+
+
+@numba.njit(cache=True, inline="always")
+def ascii_word_run(data: np.ndarray, begin: int) -> tuple[int, bool, bool, bool]:
+    """Look at the eight bytes from `begin` on, which must be there.
+
+    Returns: how many come before the first that is no ASCII letter or digit, and whether a lower-case letter, an
+    upper-case letter and a digit are among those.
+    """
+    eight: np.uint64 = load_uint64(data, begin)
+    low7 = eight & _SEVEN_BITS
+    folded = low7 | _LOWER_BIT
+    letters = (folded + _FROM_A) & ~(folded + _BEHIND_Z)
+    digits = (low7 + _FROM_0) & ~(low7 + _BEHIND_9)
+    others = (~(letters | digits) | eight) & _HIGH
+    before = ((others & (~others + _ONE)) - _ONE) & _HIGH  # high bits below the first other; all if there is none
+    letters &= before
+    lower = letters & (eight << _TWO)  # the bit that tells the cases apart, moved to the high bit
+    run = np.int64(((before >> _S7) * _LOW) >> _S56)
+    return run, lower != 0, letters != lower, digits & before != 0

@@ -23,8 +23,25 @@ import numba
 import numpy as np
 
 from refinery.errors import SchemaError
-from refinery.kernels.char_classes import IDEOGRAPHIC, MARK, SPACE, WORD, class_of, class_table, decode
+from refinery.kernels.char_classes import (
+    ALPHA,
+    DIGIT,
+    IDEOGRAPHIC,
+    LATIN,
+    MARK,
+    NUMBER,
+    SPACE,
+    UPPER,
+    WORD,
+    class_of,
+    class_table,
+    decode,
+)
 from refinery.kernels.text import TextViews
+from refinery.kernels.wide import ascii_word_run
+
+_LOWER_FLAGS, _UPPER_FLAGS, _DIGIT_FLAGS = ALPHA | LATIN, ALPHA | LATIN | UPPER, NUMBER | DIGIT
+"""Classes of all ASCII letters and digits; no other ASCII character belongs to a word."""
 
 
 class WordSpans(NamedTuple):
@@ -128,8 +145,13 @@ def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned 
             kind |= flags
             i += width
             if not ideographic:
-                body = i
-                while i < end and data[i] < 0x80 and classes[data[i]] & WORD:  # the body of an ASCII word
+                body, run = i, 8
+                while run == 8 and i + 8 <= end:  # the body of an ASCII word; most end in the first eight bytes
+                    run, lower, upper, digit = ascii_word_run(data, i)
+                    kind |= (_LOWER_FLAGS if lower else 0) | (_UPPER_FLAGS if upper else 0)
+                    kind |= _DIGIT_FLAGS if digit else 0
+                    i += run
+                while i < end and data[i] < 0x80 and classes[data[i]] & WORD:
                     kind |= np.int64(classes[data[i]])
                     i += 1
                 chars += i - body

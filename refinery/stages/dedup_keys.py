@@ -30,7 +30,7 @@ from refinery.kernels.text import TextViews, text_views
 from refinery.kernels.urls import url_keys
 
 NAME = "dedup_documents"
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 SHORT_PREFIX = "words:"
 """Exact keys of documents too short for a shingle."""
 

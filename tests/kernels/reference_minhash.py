@@ -16,8 +16,18 @@ BAND_SEED = 0x5851F42D4C957F2D
 
 UNSPACED_NAMES = (
     "CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "THAI ", "LAO ",
-    "MYANMAR", "KHMER", "IDEOGRAPHIC", "HANGZHOU",
+    "MYANMAR", "KHMER", "IDEOGRAPHIC", "HANGZHOU", "HENTAIGANA", "COMBINING KATAKANA-HIRAGANA",
 )  # fmt: skip
+SPACED_DESPITE_THEIR_NAMES = (
+    "IDEOGRAPHIC LEVEL", "IDEOGRAPHIC RISING", "IDEOGRAPHIC DEPARTING", "IDEOGRAPHIC ENTERING", "IDEOGRAPHIC TALLY",
+    "IDEOGRAPHIC ANNOTATION",
+)  # fmt: skip
+
+
+def is_unspaced(character: str) -> bool:
+    """Tell whether a letter, number or mark is of a script that writes no blanks, by its Unicode name."""
+    name = unicodedata.name(character, "")
+    return name.startswith(UNSPACED_NAMES) and not name.startswith(SPACED_DESPITE_THEIR_NAMES)
 
 
 def fold(character: str) -> str:
@@ -47,7 +57,7 @@ def words_of(text: str, unit: str) -> list[str]:
             words.append(fold(character))
         elif category[0] not in "LNM":
             end()
-        elif unicodedata.name(character, "").startswith(UNSPACED_NAMES):
+        elif is_unspaced(character):
             end()
             words.append(fold(character))
         elif category[0] != "M" or word:

@@ -20,7 +20,7 @@ from refinery.kernels.fasttext_words import strongest_words
 from refinery.kernels.preparation import iterate_lines, prepare, training_line
 from refinery.kernels.segmentation import segment_han
 from refinery.kernels.text import text_views, views_of
-from tests.kernels.reference_minhash import UNSPACED_NAMES, fold
+from tests.kernels.reference_minhash import fold, is_unspaced
 
 fasttext = pytest.importorskip("fasttext")
 
@@ -36,7 +36,7 @@ def prepared_form(text: str) -> str:
         category, folded = unicodedata.category(character), fold(character)
         if ord(character) >= 0x40000 or (category == "Cf" and character != "\u200b"):
             continue
-        if category[0] == "M" and not unicodedata.name(character, "").startswith(UNSPACED_NAMES):
+        if category[0] == "M" and not is_unspaced(character):
             if open_token:
                 tokens[-1] += folded
             continue
@@ -51,7 +51,7 @@ def prepared_form(text: str) -> str:
         symbol, run = "", 0
         if category[0] not in "LNM":
             open_token = False
-        elif unicodedata.name(character, "").startswith(UNSPACED_NAMES):
+        elif is_unspaced(character):
             tokens.append(folded)
             open_token = False
         elif open_token:
