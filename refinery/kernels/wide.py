@@ -91,5 +91,5 @@ def ascii_word_run(data: np.ndarray, begin: int) -> tuple[int, bool, bool, bool]
     before = ((others & (~others + _ONE)) - _ONE) & _HIGH  # high bits below the first other; all if there is none
     letters &= before
     lower = letters & (eight << _TWO)  # the bit that tells the cases apart, moved to the high bit
-    run = np.int64(((before >> _S7) * _LOW) >> _S56)
+    run: Any = np.int64(((before >> _S7) * _LOW) >> _S56)
     return run, lower != 0, letters != lower, digits & before != 0

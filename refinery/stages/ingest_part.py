@@ -18,8 +18,9 @@ from refinery.io import parts as part_files
 from refinery.io.charset import mojibake_repair, simplified_converter
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, Split, read_split
 from refinery.kernels.chinese_script import is_traditional
-from refinery.kernels.clean import clean_text, cut_to_bytes, text_hashes
+from refinery.kernels.clean import clean_utf8, cut_to_bytes, text_hashes
 from refinery.kernels.text import text_views
+from refinery.process_memory import system_allocator
 from refinery.stages.decisions import located
 from refinery.stages.tallies import tally
 
@@ -61,9 +62,10 @@ def ingest_part(task: IngestTask, fingerprints: list[str], part: int) -> dict[st
     paths = [part_files.part_path(task.workdir, NAME, "documents", p) for p in parts]
     files = [part_files.found_part(path, fingerprints[p]) for p, path in zip(parts, paths, strict=True)]
     if None in files:
-        for at, (table, result) in enumerate(_read_parts(task, part, len(parts))):
-            if files[at] is None:
-                files[at] = part_files.write_part(paths[at], table, DOCUMENTS, fingerprints[parts[at]], result)
+        with system_allocator():
+            for at, (table, result) in enumerate(_read_parts(task, part, len(parts))):
+                if files[at] is None:
+                    files[at] = part_files.write_part(paths[at], table, DOCUMENTS, fingerprints[parts[at]], result)
     results = [part_result(p, file) for p, file in zip(parts, files, strict=True) if file is not None]
     return {**results[0], "shares": [{**result, "seconds": 0.0, "cpu_seconds": 0.0} for result in results[1:]]}
 
@@ -103,31 +105,34 @@ def _read_parts(task: IngestTask, first: int, count: int) -> Iterator[tuple[pa.T
             if len(filling.listed) < MAX_LISTED_BAD_RECORDS:
                 filling.listed.append([_relative(record.path, root), record.offset, record.reason])
             continue
-        text = clean(record.text)
+        text, raw = clean(record.text)
         filling.pii.update(pii)
         pii.clear()
-        _take(task, filling, record, text, spec, root)
+        _take(task, filling, record, (text, raw), spec, root)
     yield _finish(task, spec, part, filling)
     for empty in range(part + 1, first + count):
         yield _finish(task, spec, empty, _Filling())
 
 
-def _take(task: IngestTask, filling: _Filling, record: RawDocument, text: str, spec: InputSpec, root: str) -> None:
-    """Add a cleaned document to a part, or count why it does not come in."""
-    size = _utf8_bytes(text)
+def _take(
+    task: IngestTask, filling: _Filling, record: RawDocument, cleaned: tuple[str, bytes], spec: InputSpec, root: str
+) -> None:
+    """Add a cleaned document, as text and as UTF-8, to a part, or count why it does not come in."""
+    text, raw = cleaned
+    size = len(raw)
     too_long = size > task.settings["max_document_bytes"]
     if too_long and task.settings["long_documents"] == "cut":
         text = cut_to_bytes(text, task.settings["max_document_bytes"])
-        left = _utf8_bytes(text)
-        filling.cut.update(docs=1, bytes=size - left)
-        size, too_long = left, False
-    reason = "empty" if not text.strip() else "too_long" if too_long else None
+        raw = text.encode()
+        filling.cut.update(docs=1, bytes=size - len(raw))
+        size, too_long = len(raw), False
+    reason = "empty" if not text or text.isspace() else "too_long" if too_long else None
     if reason:
         filling.dropped[reason] += 1
         filling.dropped_bytes[reason] += size
         return
     filling.text_bytes += size
-    _append(filling.columns, record, text, size, spec, root)
+    _append(filling.columns, record, raw, len(text), spec, root)
     if len(filling.columns["text"]) >= _BATCH_DOCS:
         filling.batches.append(_batch(filling.columns))
 
@@ -136,25 +141,27 @@ _READ_COLUMNS = ("key_base", "text", "lang", "url", "date", "license", "meta", "
 
 
 def _append(
-    columns: dict[str, list[Any]], record: RawDocument, text: str, size: int, spec: InputSpec, root: str
+    columns: dict[str, list[Any]], record: RawDocument, raw: bytes, num_chars: int, spec: InputSpec, root: str
 ) -> None:
     identity = (
         (record.upstream_id,) if record.upstream_id is not None else (_relative(record.path, root), record.offset)
     )
     columns["key_base"].append(hex_key(spec.source, *identity))
-    columns["text"].append(text)
+    columns["text"].append(raw)
     columns["lang"].append(record.lang or spec.lang)
     columns["url"].append(record.url)
     columns["date"].append(record.date)
     columns["license"].append(record.license or spec.license)
     columns["meta"].append(orjson.dumps(record.meta, default=str).decode() if record.meta else None)
-    columns["num_bytes"].append(size)
-    columns["num_chars"].append(len(text))
+    columns["num_bytes"].append(len(raw))
+    columns["num_chars"].append(num_chars)
 
 
 def _batch(columns: dict[str, list[Any]]) -> pa.Table:
     schema = pa.schema([DOCUMENTS.field(name) for name in _READ_COLUMNS])
-    table = pa.Table.from_pydict(columns, schema=schema)
+    # bytes as they are: of a string pyarrow makes, and keeps, the UTF-8 once more
+    texts = pa.array(columns["text"], pa.large_binary()).view(pa.large_string())
+    table = pa.Table.from_pydict({**columns, "text": texts}, schema=schema)
     for values in columns.values():
         values.clear()
     hashes = pa.array(text_hashes(text_views(table.column("text"))), pa.string())
@@ -209,12 +216,8 @@ def _left_out_counts(
     return rows
 
 
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], str]:
-    """Return what makes a record's text clean; what it masks is counted in `pii`."""
+def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], tuple[str, bytes]]:
+    """Return what makes a record's text clean, and its UTF-8; what it masks is counted in `pii`."""
     repair = mojibake_repair() if settings["mojibake"] == "repair" else None
     steps: list[Callable[[str], str]] = []
     if settings["chinese"] == "simplified":
@@ -230,10 +233,11 @@ def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], str
 
         steps.append(masked)
 
-    def clean(text: str) -> str:
-        text = clean_text(text, repair=repair)
+    def clean(text: str) -> tuple[str, bytes]:
+        cleaned, raw = clean_utf8(text, repair=repair)
+        changed = cleaned
         for step in steps:
-            text = step(text)
-        return text
+            changed = step(changed)
+        return (cleaned, raw) if changed is cleaned else (changed, changed.encode())
 
     return clean

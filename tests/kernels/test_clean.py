@@ -9,10 +9,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refinery.kernels import clean
 from refinery.kernels.clean import (
     _MOJIBAKE,
     MIN_MOJIBAKE_HITS,
     clean_text,
+    clean_utf8,
     dirty_documents,
     is_clean,
     looks_like_mojibake,
@@ -138,3 +140,23 @@ def test_text_hashes_of_a_slice_and_of_nulls() -> None:
     assert text_hashes(text_views(array.slice(1, 2))) == [text_hash(""), text_hash("中 文")]
     assert text_hashes(text_views(array.slice(0, 0))) == []
     assert dirty_documents(text_views(array)).dtype == np.bool_
+
+
+@given(st.text(max_size=60), st.booleans())
+def test_utf8_comes_with_the_clean_text(text: str, repairs: bool) -> None:
+    repair = (lambda given: given.replace("Ã©", "é")) if repairs else None
+    cleaned, raw = clean_utf8(text, repair=repair)
+    assert cleaned == clean_text(text, repair=repair)
+    assert raw == cleaned.encode()
+
+
+@given(st.lists(st.text("ab \n\u3000\u00a0é中\x1c", max_size=40), max_size=12), st.integers(1, 60))
+def test_hashes_of_a_batch_are_those_of_its_texts(texts: list[str], group_bytes: int) -> None:
+    texts = [clean_text(text) for text in texts]
+    expected = [text_hash(text) for text in texts]
+    assert expected == [
+        xxhash.xxh3_128_hexdigest(" ".join(unicodedata.normalize("NFC", text).split()).encode()) for text in texts
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clean, "_GROUP_BYTES", group_bytes)
+        assert text_hashes(views_of(texts)) == expected
