@@ -194,8 +194,10 @@ def _unpacked(column: pa.ChunkedArray, path: str) -> np.ndarray:
     kind: Any = column.type
     joined: Any = column.combine_chunks()
     if pa.types.is_fixed_size_binary(kind) and kind.byte_width % 2 == 0 and not joined.null_count:
-        flat = np.frombuffer(joined.buffers()[1], dtype="<f2")[joined.offset * kind.byte_width // 2 :]
-        return flat[: len(joined) * kind.byte_width // 2].astype(np.float32).reshape(len(joined), -1)
+        width = kind.byte_width // 2
+        flat = np.frombuffer(joined.buffers()[1] or b"", dtype="<f2")
+        first = joined.offset * width
+        return flat[first : first + len(joined) * width].astype(np.float32).reshape(len(joined), width)
     if pa.types.is_fixed_size_list(kind) and not joined.null_count:
         return np.asarray(joined.flatten(), dtype=np.float32).reshape(len(joined), kind.list_size)
     raise SchemaError(

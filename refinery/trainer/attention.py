@@ -64,8 +64,7 @@ def document_positions(segment_lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
 def document_offsets(segment_lengths: np.ndarray) -> np.ndarray:
     """Return int32 starts of the segments of a flattened batch and its end.
 
-    None is padded: the kernel starts blocks for a whole row of every document, and 53 empty ones beside 75 were a tenth
-    of its time on an H200.
+    No empty ones behind them: the kernel starts blocks for a whole row of every document, whatever its length.
 
     Args:
         segment_lengths: positive integers, shape (S,).

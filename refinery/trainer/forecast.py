@@ -96,7 +96,7 @@ def predicted_step_seconds(
     Matrix products and attention run at their shares of the peak, one after the other. What is fused between them moves
     about 14 d + 4 ff values of 2 bytes per token and block, three times over forward and backward; the loss moves its
     logits six times in bfloat16 where it is compiled; the optimiser moves its state once a step. On an H200 steps took
-    6 to 15 % longer.
+    10 to 15 % longer.
     """
     matmul = 6.0 * matmul_params(model) * num_tokens / (hardware.peak_flops * MATMUL_EFFICIENCY)
     efficiency = ATTENTION_EFFICIENCY[64 if model.head_dim <= 64 else 128]

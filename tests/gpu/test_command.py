@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refinery.errors import ConfigError, TransientError
+from refinery.errors import ConfigError, SchemaError, TransientError
 from refinery.gpu.__main__ import main
 from refinery.gpu.embed import open_embedder, use_gpu, worker_embedder
 from refinery.gpu.feed import EmbedJob, embed_parquet, read_vectors, vector_column
@@ -202,3 +203,41 @@ def test_the_benchmark_runs_every_step_on_a_cpu_and_refuses_to_judge_without_cud
         plain = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
         assert plain.returncode == 2
         assert "no CUDA device" in plain.stderr
+
+
+def test_vectors_come_back_from_bytes_and_from_lists(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).normal(size=(7, 6)).astype(np.float16)
+    written = vectors_file(tmp_path / "bytes.parquet", rows)
+    assert pq.read_schema(written).field("vector").type == pa.binary(12)
+    unit = rows.astype(np.float32) / np.linalg.norm(rows.astype(np.float32), axis=1, keepdims=True)
+    np.testing.assert_allclose(read_vectors([written])[1], unit, rtol=1e-5)
+    lists = tmp_path / "lists.parquet"
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 6)
+    table = pa.table({"source": np.arange(7), "vector": column})
+    pq.write_table(table.replace_schema_metadata({b"refinery.model": b"m"}), lists)
+    np.testing.assert_array_equal(read_vectors([str(lists)])[1], read_vectors([written])[1])
+    none = vectors_file(tmp_path / "none.parquet", rows[:0])
+    assert len(read_vectors([written, none])[0]) == 7
+    assert read_vectors([none])[1].shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([b"ab", b"abcd"]), pa.array([b"abc"] * 2, pa.binary(3)), pa.array([b"ab", None], pa.binary(2)),
+     pa.array([1.0, 2.0])],
+)  # fmt: skip
+def test_other_columns_are_no_vectors(column: pa.Array, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"source": np.arange(2), "vector": column}), tmp_path / "x.parquet")
+    with pytest.raises(SchemaError, match="must hold float16 bytes of one size"):
+        read_vectors([str(tmp_path / "x.parquet")])
+
+
+@needs_model
+def test_ids_are_those_of_the_wrapped_tokenizer() -> None:
+    embedder = open_embedder(device="cpu", dtype="float32")
+    texts = [*(t or "" for t in TEXTS), "Größe ÜBER naïve — “quotes” 12.5% 中文 😀", "[SEP] [MASK] x", "word " * 700]
+    assert embedder.bare_tokenizer is not None
+    wrapped = dataclasses.replace(embedder, bare_tokenizer=None)
+    for ours, theirs in zip(embedder.token_ids(texts), wrapped.token_ids(texts), strict=True):
+        assert ours.tolist() == theirs.tolist()
+    assert max(map(len, embedder.token_ids(texts))) == embedder.max_tokens
