@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from refinery.errors import ConfigError, DataError, TransientError
 from refinery.gpu.model_files import PACKAGED_MODEL, model_path
@@ -82,8 +81,8 @@ class Embedder:
     """bfloat16 or float32."""
     model: Any
     """The sentence_transformers model."""
-    bare_tokenizer: Tokenizer | None = None
-    """The model's tokenizer without its wrapper, cutting at `max_tokens`; None where it has no such form."""
+    bare_tokenizer: Any = None
+    """The `tokenizers.Tokenizer` inside the model's wrapper, cutting at `max_tokens`; None where there is none."""
 
     def token_ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids of each text, int32, special tokens included, cut at `max_tokens`."""
@@ -284,16 +283,16 @@ def open_embedder(
     )
 
 
-def _bare_tokenizer(wrapped: Any, max_tokens: int) -> Tokenizer | None:
-    """Return a copy of the tokenizer inside transformers' wrapper that gives ids alone.
+def _bare_tokenizer(wrapped: Any, max_tokens: int) -> Any:
+    """Return a copy of the tokenizer inside transformers' wrapper that gives ids alone; None where there is none.
 
     Offsets, words and dictionaries of what the model does not ask for took up to half of the time of tokenising.
     """
-    inner = getattr(wrapped, "backend_tokenizer", None)
-    if not isinstance(inner, Tokenizer):
+    inner: Any = getattr(wrapped, "backend_tokenizer", None)
+    if not hasattr(inner, "encode_batch_fast"):
         return None
     try:
-        bare = Tokenizer.from_str(inner.to_str())
+        bare = type(inner).from_str(inner.to_str())
     except Exception:  # a part in Python, which has no written form: the library raises no narrower class
         return None
     bare.no_padding()

@@ -103,6 +103,21 @@ def _is_apostrophe(code: int) -> bool:
     return code == 0x27 or code == 0x2019  # noqa: PLR1714 (a set would be built per call)
 
 
+@numba.njit(cache=True, inline="always")
+def _ascii_body(data: np.ndarray, begin: int, end: int, classes: np.ndarray) -> tuple[int, int]:
+    """Return where the ASCII letters and digits from `begin` on end, and the union of their classes."""
+    kind: Any
+    i, kind, run = begin, 0, 8
+    while run == 8 and i + 8 <= end:  # most words end in the first eight bytes
+        run, lower, upper, digit = ascii_word_run(data, i)
+        kind |= (_LOWER_FLAGS if lower else 0) | (_UPPER_FLAGS if upper else 0) | (_DIGIT_FLAGS if digit else 0)
+        i += run
+    while i < end and data[i] < 0x80 and classes[data[i]] & WORD:
+        kind |= np.int64(classes[data[i]])
+        i += 1
+    return i, kind
+
+
 @numba.njit(cache=True, nogil=True)
 def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned output arrays)
     data: np.ndarray,
@@ -145,15 +160,9 @@ def split_words(  # noqa: PLR0913, PLR0915, PLR0917 (inner kernel: caller-owned 
             kind |= flags
             i += width
             if not ideographic:
-                body, run = i, 8
-                while run == 8 and i + 8 <= end:  # the body of an ASCII word; most end in the first eight bytes
-                    run, lower, upper, digit = ascii_word_run(data, i)
-                    kind |= (_LOWER_FLAGS if lower else 0) | (_UPPER_FLAGS if upper else 0)
-                    kind |= _DIGIT_FLAGS if digit else 0
-                    i += run
-                while i < end and data[i] < 0x80 and classes[data[i]] & WORD:
-                    kind |= np.int64(classes[data[i]])
-                    i += 1
+                body = i
+                i, body_kind = _ascii_body(data, i, end, classes)
+                kind |= body_kind
                 chars += i - body
             if i >= end:
                 break
