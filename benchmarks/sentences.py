@@ -8,10 +8,10 @@ sides get one at a time. A boundary is a position between two non-space characte
 ``f1_all`` over every boundary, and ``f1`` over those outside quotations and not at an ellipsis, where the two differ by
 convention (pysbd looks into no quotation, and behind ``...`` it knows Latin capitals only); Chinese on 。！？, since
 pysbd does not end a sentence at ；. Speed is UTF-8 bytes per CPU second of one thread, best of three, compilation left
-out. In German statutes pysbd ends sentences behind "Abs." ("§ 4 Abs. | 1") and at days of the month ("vom | 5. April"),
-which nobody does: there ``f1`` leaves those positions out on both sides, and ``f1_with_all_of_pysbd`` does not. Exits 1
-below 50 MB/s, when the F1 of a source is below 0.95, or when that of a language over all its sources is, nothing left
-out of pysbd; 2 without pysbd. Prints JSON.
+out. In German statutes pysbd ends sentences behind "Abs.", "Nr." or "Art." before a number and at days of the month
+("vom | 5. April"), which nobody does: there ``f1`` leaves those positions out on both sides, and
+``f1_with_all_of_pysbd`` does not. Exits 1 below 50 MB/s, when the F1 of a source is below 0.95, or when that of a
+language over all its sources is, nothing left out of pysbd; 2 without pysbd. Prints JSON.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def system_allocator() -> Iterator[None]:
     """Let Arrow take its memory from the C library meanwhile.
 
     For a task that fills and drops large buffers once: Arrow's own allocator asks the system for more pages than it
-    fills, and each is cleared at its first touch. A part of ingest takes a tenth less CPU time and memory so, on a
-    virtual machine where page faults are dear; stages that read more than they write show no difference.
+    fills, and each is cleared at its first touch. A part of ingest takes a tenth less CPU time so, on a virtual
+    machine where page faults are dear; stages that read more than they write show no difference.
     """
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())

@@ -187,8 +187,8 @@ def text_hashes(views: TextViews) -> list[str]:
 
 
 _GROUP_BYTES = 1 << 20
-"""Documents are packed and hashed by so many bytes, in one buffer: a new one of the whole batch is 15 ns a byte of page
-faults on some virtual machines, and not in the cache when it is hashed."""
+"""Documents are packed and hashed by so many bytes, in one buffer: one for the whole batch has to be touched for the
+first time, and has left the cache when it is hashed."""
 
 
 def _groups(offsets: np.ndarray, num_bytes: int) -> Iterator[tuple[int, int]]:

@@ -19,10 +19,9 @@ _THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH = (
 _JAVASCRIPT = b"javascript"
 _LOREM = b"lorem ipsum"
 _PRIVACY_POLICY, _COOKIE_POLICY, _TERMS_OF_USE = b"privacy policy", b"cookie policy", b"terms of use"
-_PHRASE_FROM = np.full(256, 10, dtype=np.int64)
-"""By first letter, lowered: the shortest word that can end a phrase; ten letters can be or hold "javascript"."""
-_PHRASE_FROM[[ord("i"), ord("u"), ord("p"), ord("c")]] = 5, 3, 6, 7
 _USES_COOKIES, _USE_OF_COOKIES, _USE_COOKIES = b"uses cookies", b"use of cookies", b"use cookies"
+_PHRASE_FROM = np.array([{0x69: 5, 0x75: 3, 0x70: 6, 0x63: 7}.get(byte, 10) for byte in range(256)])
+"""By first letter, lowered (i, u, p, c): the shortest word that can end a phrase; ten can be or hold "javascript"."""
 
 
 @numba.njit(cache=True)
@@ -55,18 +54,18 @@ def _phrase(data: np.ndarray, doc_start: int, start: int, length: int) -> int:
     """Return what phrases that end in this word say, as bits: 1 lorem ipsum, 2 javascript, 4 a policy.
 
     Phrases are substrings: the last word of a phrase need only begin with the phrase's last word, the first need only
-    end with the phrase's first.
+    end with the phrase's first. The word has at least the length that `_PHRASE_FROM` gives for its first letter.
     """
     letter, found = data[start] | 0x20, 0
-    if letter == 0x69 and length >= 5 and _ends_with(data, doc_start, start + 5, _LOREM):
+    if letter == 0x69 and _ends_with(data, doc_start, start + 5, _LOREM):
         found = 1
-    if letter == 0x75 and length >= 3 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
+    if letter == 0x75 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
         found = 4
-    if letter == 0x70 and length >= 6:
+    if letter == 0x70:
         stop = start + 6
         if _ends_with(data, doc_start, stop, _PRIVACY_POLICY) or _ends_with(data, doc_start, stop, _COOKIE_POLICY):
             found = 4
-    if letter == 0x63 and length >= 7:
+    if letter == 0x63:
         stop = start + 7
         if (
             _ends_with(data, doc_start, stop, _USES_COOKIES)

@@ -5,8 +5,8 @@ computed twice. The result is a *sum*; the caller divides by the number of valid
 accumulation and world size do not change the loss. (torch's own fused `linear_cross_entropy` is biased by several
 percent in bfloat16 for reductions sum and mean in 2.13, measured.)
 
-On CUDA what happens to the logits of a chunk is compiled where the model is: eager operations pass 13 GB through memory
-for 8,192 tokens of 32,768 ids, two fused kernels read the logits of the product, in its type, and write the gradient.
+Where the blocks are compiled, so is what happens to the logits of a chunk: eager operations pass 13 GB through memory
+for 8,192 tokens of 32,768 ids, the fused ones read the logits of the product, in its type, and write the gradient.
 
 Shapes: N tokens, D d_model, V vocabulary.
 """
@@ -141,7 +141,8 @@ def chunked_cross_entropy(
         hidden_ND: float32 or bfloat16; products run in this type, everything else in float32.
         head_VD: output matrix.
         labels_N: int64 token ids, IGNORE where there is none.
-        chunk_tokens: tokens per chunk; memory is chunk_tokens * V * 4 bytes (twice in backward).
+        chunk_tokens: tokens per chunk; memory is chunk_tokens * V * 4 bytes, twice with a gradient; compiled, of the
+            type of `hidden_ND` instead of 4 bytes.
         z_weight: weight of logsumexp^2 per token (PaLM 2204.02311).
         compiled: compile what happens to the logits of a chunk.
     """
