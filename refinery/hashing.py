@@ -77,6 +77,25 @@ load_uint64: Any = _load_uint64
 """The above, typed for callers: the compiler passes the context."""
 
 
+@intrinsic
+def _store_uint64(_context: Any, data: Any, _index: Any, _value: Any) -> Any:
+    """Write one uint64 little-endian to ``data[index : index + 8]``; as `load_uint64`, and nothing is checked."""
+    if not isinstance(data, types.Array) or data.dtype != types.uint8 or data.layout != "C" or data.ndim != 1:
+        raise numba.core.errors.TypingError(f"store_uint64 takes a contiguous uint8 vector, not {data}")
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.gep(array.data, [args[1]])
+        builder.store(args[2], builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, types.intp, types.uint64), codegen
+
+
+store_uint64: Any = _store_uint64
+"""The above, typed for callers."""
+
+
 @numba.njit(cache=True, inline="always")
 def hash_bytes(data: np.ndarray, start: int, end: int, seed: np.uint64) -> np.uint64:
     """Hash ``data[start:end]`` (uint8) to uint64; the length is part of the value."""

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import zstandard
+from isal import isal_zlib
 
 from refinery.errors import TransientError
 
 CHUNK_BYTES = 1 << 20
 """Output per chunk. 64 KiB to 4 MiB read JSON lines at the same speed (180-207 MB/s); larger ones only cost memory."""
 
+_ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # its stub says that it were an exception, not a class
 _RAW_BYTES = 1 << 18
 _ZSTD_SLICE_BYTES = 1 << 12
 _LZ4_BYTES = 1 << 16
@@ -107,7 +108,7 @@ def read_chunks(raw: BinaryIO, codec: str | None, limits: DecompressionLimits) -
             return
         except EOFError:
             raise BrokenStreamError("truncated", produced, f"the {codec} stream has no end") from None
-        except (zlib.error, OSError, lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
+        except (_ISAL_ERROR, OSError, lzma.LZMAError, zstandard.ZstdError, ValueError) as error:
             if isinstance(error, TransientError):
                 raise
             reason = "trailing_garbage" if "trailing" in str(error) else "corrupt_data"
@@ -183,11 +184,12 @@ def range_lines(raw: BinaryIO, start: int, end: int, max_line_bytes: int) -> Ite
 
 
 def _gzip_chunks(raw: BinaryIO) -> Iterator[bytes]:
+    """Decompress gzip members by ISA-L, which takes half of zlib's time."""
     data = raw.read(_RAW_BYTES)
     if not data:
         raise EOFError
     while data:
-        engine = zlib.decompressobj(wbits=31)
+        engine = isal_zlib.decompressobj(wbits=31)
         while not engine.eof:
             chunk = engine.decompress(data, CHUNK_BYTES)
             data = engine.unconsumed_tail

@@ -24,6 +24,8 @@ from refinery.io import storage
 WIDE_ROW_GROUP_ROWS = 4096
 """Rows per row group of tables that carry text or ids: about 12 MB of English web text."""
 NARROW_ROW_GROUP_ROWS = 262_144
+_WRITE_BATCH_ROWS = 1024
+"""After so many rows the Parquet writer looks whether a page is full; a divisor of both row group sizes."""
 BATCH_BYTES = 16 << 20
 """What a batch read from a part aims at most to hold: long documents come in shorter batches."""
 
@@ -64,14 +66,17 @@ def write_part(
 
     Args:
         path: from `part_path`.
-        table: the rows; conformed to `schema`, rechunked so that equal rows give equal bytes however they were sliced.
+        table: the rows; conformed to `schema`, and rechunked where need be, so that equal rows give equal bytes
+            however they were sliced.
         schema: declared schema.
         fingerprint: what this part is a function of.
         result: JSON-able facts about the part, kept in its footer.
     Raises:
         SchemaError: columns or types do not fit. TransientError: the write failed.
     """
-    table = conform(table, schema).combine_chunks()
+    table = conform(table, schema)
+    if not all(_in_whole_batches(column) for column in table.columns):
+        table = table.combine_chunks()
     wide = any(pa.types.is_large_string(f.type) or pa.types.is_large_binary(f.type) for f in schema)
     facts = result or {}
     sink = pa.BufferOutputStream()
@@ -83,12 +88,18 @@ def write_part(
         compression="zstd",
         compression_level=1,
         write_page_checksum=True,
+        write_batch_size=_WRITE_BATCH_ROWS,
         use_dictionary=[f.name for f in schema if pa.types.is_string(f.type) and f.name not in _UNIQUE_COLUMNS],
         write_statistics=["doc_id"] if "doc_id" in schema.names else False,
     )
     data = sink.getvalue()
     storage.write_atomic(path, memoryview(data))
     return PartFile(table.num_rows, _content_hash(memoryview(data), schema, table.num_rows), data.size, facts)
+
+
+def _in_whole_batches(column: pa.ChunkedArray) -> bool:
+    """Tell whether a column's chunks, but for the last, end where the writer looks for the end of a page anyway."""
+    return all(len(chunk) % _WRITE_BATCH_ROWS == 0 for chunk in column.chunks[:-1])
 
 
 _UNIQUE_COLUMNS = frozenset({"doc_key", "text_hash", "url", "exact_key", "meta"})

@@ -73,7 +73,7 @@ def _file_documents(
                 continue
             charset = "repaired" if any("\ufffd" in value for value in row) else ""
             document = document_from_record(spec, dict(zip(columns, row, strict=True)), file.name, count, charset)
-            if options.get("unescape_html") and isinstance(document, RawDocument):
+            if options.get("unescape_html") and isinstance(document, RawDocument) and isinstance(document.text, str):
                 document = document._replace(text=html.unescape(document.text))
             yield document
         yield from troubles

@@ -13,8 +13,10 @@ from refinery.io.charset import decode_line
 from refinery.io.compressed import open_raw
 from refinery.io.records import BadRecord, InputSpec, RawDocument, Split, document_from_record
 
-_BATCH_ROWS = 512
+_BATCH_ROWS = 128
 """Rows turned into Python at once: bounds memory where single texts are megabytes."""
+_BUFFER_BYTES = 1 << 20
+"""Of a column of a local file; behind a URL, where columns take turns at one connection, each is read whole."""
 
 
 def read_parquet(spec: InputSpec, split: Split, storage: Mapping[str, Any] | None) -> Iterator[RawDocument | BadRecord]:
@@ -34,7 +36,7 @@ def read_parquet(spec: InputSpec, split: Split, storage: Mapping[str, Any] | Non
             continue
         with raw:
             try:
-                table = pq.ParquetFile(raw)
+                table = pq.ParquetFile(raw, buffer_size=0 if "://" in file.path else _BUFFER_BYTES)
                 columns = _columns(spec, table.schema_arrow, file.name)
             except (pa.ArrowException, OSError, ValueError) as error:
                 yield BadRecord(file.name, 0, "bad_parquet", _short(error))
@@ -51,17 +53,46 @@ def _documents_of_group(
     spec: InputSpec, path: str, table: pq.ParquetFile, where: tuple[int, list[str], int]
 ) -> Iterator[RawDocument | BadRecord]:
     group, columns, row = where
+    names = spec.options.get("text_fields") or [spec.text_field]
     try:
-        for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+        for stored in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+            batch, are_valid = _with_utf8(spec, stored, names)
             for record in batch.to_pylist():
                 charset = ""
-                for name in spec.options.get("text_fields") or [spec.text_field]:
-                    if isinstance(record.get(name), bytes):
-                        record[name], charset = decode_line(record[name])
+                if not are_valid:
+                    for name in names:
+                        if isinstance(record.get(name), bytes):
+                            record[name], repaired = decode_line(record[name])
+                            charset = charset or repaired
                 yield document_from_record(spec, record, path, row, charset)
                 row += 1
     except (pa.ArrowException, OSError, ValueError) as error:
         yield BadRecord(path, row, "bad_parquet", f"row group {group}: {_short(error)}")
+
+
+def _with_utf8(spec: InputSpec, batch: pa.RecordBatch, names: list[str]) -> tuple[pa.RecordBatch, bool]:
+    """Return a batch whose texts are bytes: strings would be made for nothing where a text is clean already.
+
+    Returns: the batch, and whether they are one column of valid UTF-8, to be taken as they are.
+    """
+    fields = (spec.id_field, spec.url_field, spec.date_field, spec.license_field, spec.lang_field)
+    if not {*fields, *(spec.options.get("meta_fields") or ())}.isdisjoint(names):  # a text that is an address, too
+        return batch, False
+    are_valid = len(names) == 1
+    for name in names:
+        at = batch.schema.get_field_index(name)
+        if at < 0:  # inside an object
+            return batch, False
+        column = batch.column(at)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        try:
+            (column.cast(pa.large_string()) if "binary" in str(column.type) else column).validate(full=True)
+        except pa.ArrowInvalid:
+            are_valid = False
+        kind = pa.large_binary() if "large" in str(column.type) else pa.binary()
+        batch = batch.set_column(at, pa.field(name, kind), column.cast(kind))
+    return batch, are_valid
 
 
 def _columns(spec: InputSpec, schema: pa.Schema, path: str) -> list[str]:

@@ -26,7 +26,8 @@ _SCALARS = (str, int, float, bool)
 class RawDocument(NamedTuple):
     """One document as its source has it, before cleaning."""
 
-    text: str
+    text: str | bytes
+    """Bytes are valid UTF-8: what a reader has as such, and what need not become a string."""
     upstream_id: str | None
     """The id in the source; None where the source has none (the address path + offset then names the document)."""
     path: str
@@ -165,7 +166,7 @@ def document_from_record(
     Args:
         spec: the input; ``options["text_fields"]`` joins several fields, ``options["meta_fields"]`` names what goes
             into ``meta`` (default: every other scalar field of at most `MAX_META_CHARS` characters).
-        record: field name to value.
+        record: field name to value; one text may be bytes, of valid UTF-8.
         path: the file's name in the recipe.
         offset: the record's offset, in the unit of its format.
         charset: how bytes were repaired, or "".
@@ -178,9 +179,9 @@ def document_from_record(
         text: Any = spec.options.get("joiner", "\n").join(p for p in parts if p) or None
     else:
         text = lookup(record, spec.text_field)
-    if text is None or text == "":
+    if text is None or text in ("", b""):
         return BadRecord(path, offset, "no_text")
-    if not isinstance(text, str):
+    if not isinstance(text, str | bytes):
         return BadRecord(path, offset, "text_not_string", type(text).__name__)
     meta = _meta_of(spec, record, text_fields or (spec.text_field,))
     if charset:

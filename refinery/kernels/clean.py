@@ -20,12 +20,19 @@ import numba
 import numpy as np
 import xxhash
 
+from refinery.hashing import load_uint64
 from refinery.kernels.text import TextViews
+from refinery.kernels.white_space import (
+    collapse_white_space,
+    is_white_space,
+    white_space_kinds,
+    without_blanks_at_line_ends,
+)
 
 _ASCII_CONTROLS = bytes([*range(9), *range(11, 32), 127])
-_C1_CONTROLS = re.compile("[\x80-\x9f]")
-_OTHER_LINE_ENDS = "\x85\u2028\u2029"
-_OTHER_DROPPED = "\u200b\ufeff\ufffe\uffff"
+_C1_CONTROLS = re.compile(b"\xc2[\x80-\x9f]")
+_OTHER_LINE_ENDS = [end.encode() for end in "\x85\u2028\u2029"]
+_OTHER_DROPPED = [letter.encode() for letter in "\u200b\ufeff\ufffe\uffff"]
 _BLANKS = " \t\xa0\u3000"
 # a UTF-8 lead byte read as Windows-1252, followed by what a continuation byte then looks like; no-break space,
 # quotes and dashes are left out, because real French and German put them after accented letters
@@ -34,6 +41,10 @@ _MOJIBAKE = re.compile(f"[ÂÃ]{_TAIL}|â€|[ã-ï]{_TAIL}{{2}}")
 MIN_MOJIBAKE_HITS = 2
 
 _DIRTY, _UNSURE, _BLANK, _LINE_END = 1, 2, 3, 4
+_HIGH, _SEVEN_BITS = np.uint64(0x8080808080808080), np.uint64(0x7F7F7F7F7F7F7F7F)
+_ONES, _FROM_SPACE = np.uint64(0x0101010101010101), np.uint64(0x6060606060606060)
+_TABS, _NEWLINES, _SPACES = (_ONES * np.uint64(byte) for byte in (9, 10, 32))
+_FIRST_HIGH, _S8, _S56 = np.uint64(0x80), np.uint64(8), np.uint64(56)
 _TABLE_LETTERS = 0x30000
 """Planes 0 to 2; nothing above them is changed by NFC."""
 
@@ -46,46 +57,51 @@ def clean_text(text: str, *, max_newlines: int | None = None, repair: Callable[[
         max_newlines: longest run of newlines to keep (2 = one blank line); None keeps all.
         repair: encoding repair (ftfy's ``fix_encoding``), called only where `looks_like_mojibake`.
     """
-    text, _ = clean_utf8(text, repair=repair)
+    text = clean_utf8(text, repair=repair).decode()
     if max_newlines is not None and "\n" * (max_newlines + 1) in text:
         text = re.sub(f"\n{{{max_newlines + 1},}}", "\n" * max_newlines, text)
     return text
 
 
-def clean_utf8(text: str, *, repair: Callable[[str], str] | None = None) -> tuple[str, bytes]:
-    """Return `clean_text` and its UTF-8: a text that is clean already is encoded once for all that look at its bytes.
+def clean_utf8(text: str | bytes, *, repair: Callable[[str], str] | None = None) -> bytes:
+    """Return `clean_text` of a text as UTF-8; a text that comes as UTF-8 and is clean is not made a string.
 
-    Args: as `clean_text`.
+    Args:
+        text: any string, or valid UTF-8.
+        repair: as in `clean_text`.
     """
-    raw = _utf8(text)
-    if repair is not None and (looks_like_mojibake(text) if raw is None else _is_mojibake(text, raw)):
-        text = repair(text)
-        raw = _utf8(text)
-    if raw is None or not _is_clean(text, raw):
-        text = _normalise(text)
-        raw = text.encode()
-    return text, raw
+    raw = text if isinstance(text, bytes) else _utf8(text)
+    if repair is not None and _is_mojibake(raw):
+        raw = _utf8(repair(raw.decode()))
+    return raw if _is_clean(raw) else _normalise(raw)
 
 
-def _utf8(text: str) -> bytes | None:
-    """Return the UTF-8 of a text; None where it holds lone surrogates."""
+def _utf8(text: str) -> bytes:
+    """Return the UTF-8 of a text; lone surrogates as U+FFFD."""
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return None
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 def is_clean(text: str) -> bool:
     """Tell whether `clean_text` would return the text as it is (without its options)."""
-    raw = _utf8(text)
-    return raw is not None and _is_clean(text, raw)
+    try:
+        return _is_clean(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
-def _is_clean(text: str, raw: bytes) -> bool:
+def _is_clean(raw: bytes) -> bool:
     if not raw:
         return True
     verdict = _scan(np.frombuffer(raw, dtype=np.uint8), 0, len(raw), _letter_kinds())
-    return verdict == 0 or (verdict == _UNSURE and unicodedata.is_normalized("NFC", text))
+    return verdict == 0 or (verdict == _UNSURE and unicodedata.is_normalized("NFC", raw.decode()))
+
+
+def is_blank(raw: bytes) -> bool:
+    """Tell whether UTF-8 holds nothing but white space: the empty text, and what ``str.isspace`` is true of."""
+    return not raw or is_white_space(np.frombuffer(raw, dtype=np.uint8), white_space_kinds())
 
 
 def dirty_documents(views: TextViews) -> np.ndarray:
@@ -97,59 +113,60 @@ def dirty_documents(views: TextViews) -> np.ndarray:
 
 def looks_like_mojibake(text: str) -> bool:
     """Tell whether a text holds UTF-8 that was read as Windows-1252, by letter pairs that no language writes."""
-    return _is_mojibake(text, text.encode("utf-8", "surrogatepass"))
+    return _is_mojibake(_utf8(text))
 
 
-def _is_mojibake(text: str, raw: bytes) -> bool:
-    if text.isascii():
-        return False
+def _is_mojibake(raw: bytes) -> bool:
     # The pattern reads 80 MB/s; nearly all texts have too few letters that a hit begins with.
-    if raw.count(0xC3) < MIN_MOJIBAKE_HITS or _mojibake_leads(np.frombuffer(raw, np.uint8)) < MIN_MOJIBAKE_HITS:
+    if raw.find(0xC3) < 0 or _mojibake_leads(np.frombuffer(raw, np.uint8)) < MIN_MOJIBAKE_HITS:
         return False
-    hits = _MOJIBAKE.finditer(text)
+    hits = _MOJIBAKE.finditer(raw.decode())
     return sum(1 for _ in zip(range(MIN_MOJIBAKE_HITS), hits, strict=False)) == MIN_MOJIBAKE_HITS
 
 
 @numba.njit(cache=True, nogil=True)
 def _mojibake_leads(raw: np.ndarray) -> int:
-    """Count where the first letter of a mojibake hit stands before a character of the rows that its second is from."""
-    found = 0
-    for i in range(len(raw) - 2):
+    """Count where the first letter of a mojibake hit stands before a character of the rows that its second is from.
+
+    Stops at `MIN_MOJIBAKE_HITS`.
+    """
+    found, i = 0, 0
+    while i + 2 < len(raw) and found < MIN_MOJIBAKE_HITS:
+        if i + 8 <= len(raw) and load_uint64(raw, i) & _HIGH == 0:
+            i += 8
+            continue
         if raw[i] == 0xC3 and (raw[i + 1] in (0x82, 0x83) or 0xA2 <= raw[i + 1] <= 0xAF):
             found += raw[i + 2] in (0xC2, 0xC5, 0xC6, 0xCB, 0xE2)
+        i += 1
     return found
 
 
-def cut_to_bytes(text: str, max_bytes: int) -> str:
-    """Return the longest beginning of at most `max_bytes` of UTF-8, at a line end if the last eighth holds one."""
-    raw = text.encode()
+def cut_to_bytes(raw: bytes, max_bytes: int) -> bytes:
+    """Return the longest beginning of UTF-8 of at most `max_bytes`, at a line end if the last eighth holds one."""
     if len(raw) <= max_bytes:
-        return text
+        return raw
     end = raw.rfind(b"\n", max_bytes - max_bytes // 8, max_bytes + 1)
     if end < 0:
         end = max_bytes
         while end and raw[end] & 0xC0 == 0x80:
             end -= 1
-    return raw[:end].decode().rstrip(_BLANKS + "\n")
+    return raw[:end].decode().rstrip(_BLANKS + "\n").encode()
 
 
-def _normalise(text: str) -> str:
-    try:
-        raw = text.encode()
-    except UnicodeEncodeError:
-        raw = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+def _normalise(raw: bytes) -> bytes:
     # byte tables and plain replacements run at memory speed; a pattern over all characters at 60-200 MB/s
-    text = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").translate(None, _ASCII_CONTROLS).decode()
-    if not text.isascii():
+    raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").translate(None, _ASCII_CONTROLS)
+    if not raw.isascii():
         for end in _OTHER_LINE_ENDS:
-            text = text.replace(end, "\n")
+            raw = raw.replace(end, b"\n")
         for letter in _OTHER_DROPPED:
-            text = text.replace(letter, "")
-        if b"\xc2" in raw:
-            text = _C1_CONTROLS.sub("", text)
-        text = unicodedata.normalize("NFC", text)
-    # by lines: a pattern for blanks before a line end is quadratic in a long run of blanks
-    return "\n".join([line.rstrip(_BLANKS) for line in text.split("\n")])
+            raw = raw.replace(letter, b"")
+        raw = _C1_CONTROLS.sub(b"", raw)
+        text = raw.decode()
+        composed = unicodedata.normalize("NFC", text)
+        if composed is not text:  # it gives back what needs no change
+            raw = composed.encode()
+    return without_blanks_at_line_ends(raw)
 
 
 def text_hash(text: str) -> str:
@@ -164,7 +181,7 @@ def text_hash(text: str) -> str:
     if not raw:
         return xxhash.xxh3_128_hexdigest(b"")
     packed = np.empty(len(raw), dtype=np.uint8)
-    [end] = _collapse_white_space(np.array((0, len(raw))), np.frombuffer(raw, dtype=np.uint8), packed)
+    [end] = collapse_white_space(np.array((0, len(raw))), np.frombuffer(raw, dtype=np.uint8), packed)
     return xxhash.xxh3_128_hexdigest(packed[:end].data)
 
 
@@ -180,7 +197,7 @@ def text_hashes(views: TextViews) -> list[str]:
         size = int(offsets[-1] - offsets[0])
         if len(out) < size:
             out = np.empty(size, dtype=np.uint8)
-        ends = _collapse_white_space(offsets, views.data, out)
+        ends = collapse_white_space(offsets, views.data, out)
         view = memoryview(out.data)
         hashes += [xxhash.xxh3_128_hexdigest(view[a:b]) for a, b in pairwise([0, *ends])]
     return hashes
@@ -199,69 +216,6 @@ def _groups(offsets: np.ndarray, num_bytes: int) -> Iterator[tuple[int, int]]:
         last = max(last, first + 1)
         yield first, last
         first = last
-
-
-def _collapse_white_space(offsets: np.ndarray, data: np.ndarray, out: np.ndarray) -> list[int]:
-    """Pack documents into `out`, which has room for all of them: no white space grows. Return their ends there."""
-    ends = np.empty(len(offsets) - 1, dtype=np.int64)
-    view = offsets.view()
-    view.flags.writeable = False
-    _collapse(view, data, _white_space_kinds(), out, ends)
-    return list(ends.tolist())
-
-
-@cache
-def _white_space_kinds() -> np.ndarray:
-    table = np.zeros(256, dtype=np.uint8)
-    table[[9, 10, 11, 12, 13, 28, 29, 30, 31, 32]] = 1
-    table[[0xC2, 0xE1, 0xE2, 0xE3]] = 2  # lead bytes of the longer ones
-    table.flags.writeable = False
-    return table
-
-
-@numba.njit(cache=True, nogil=True)
-def _long_white_space(data: np.ndarray, i: int, end: int) -> int:
-    """Return the byte length of a non-ASCII white space at i, or 0."""
-    if data[i] == 0xC2:
-        return 2 if i + 1 < end and (data[i + 1] == 0x85 or data[i + 1] == 0xA0) else 0
-    if i + 2 >= end:
-        return 0
-    b, c = data[i + 1], data[i + 2]
-    if data[i] == 0xE1:
-        found = b == 0x9A and c == 0x80
-    elif data[i] == 0xE3:
-        found = b == 0x80 and c == 0x80
-    elif b == 0x80:
-        found = c <= 0x8A or c in (0xA8, 0xA9, 0xAF)
-    else:
-        found = b == 0x81 and c == 0x9F
-    return 3 if found else 0
-
-
-@numba.njit(cache=True, nogil=True)
-def _collapse(offsets: np.ndarray, data: np.ndarray, table: np.ndarray, out: np.ndarray, ends: np.ndarray) -> None:
-    w = 0
-    for d in range(len(offsets) - 1):
-        start = w
-        behind_space = True  # so that white space at the start goes
-        i, end = offsets[d], offsets[d + 1]
-        while i < end:
-            byte = data[i]
-            kind = table[byte]
-            width = 1
-            if kind == 2:
-                width = _long_white_space(data, i, end)
-                kind = 1 if width else 0
-                width = max(width, 1)
-            # no jump on what the byte is: a blank comes every six bytes, and none can be foretold
-            is_space = kind == 1
-            out[w] = 32 if is_space else byte
-            w += not (is_space and behind_space)
-            behind_space = is_space
-            i += width
-        if w > start and behind_space:
-            w -= 1
-        ends[d] = w
 
 
 @cache
@@ -287,11 +241,22 @@ def _letter_kinds() -> np.ndarray:
     kinds[0x1161:0x1176] = _UNSURE
     kinds[0x11A8:0x11C3] = _UNSURE
     kinds[[*_ASCII_CONTROLS, *range(0x80, 0xA0)]] = _DIRTY
-    kinds[[ord(letter) for letter in _OTHER_LINE_ENDS + _OTHER_DROPPED]] = _DIRTY
+    kinds[[ord(letter.decode()) for letter in _OTHER_LINE_ENDS + _OTHER_DROPPED]] = _DIRTY
     kinds[[ord(letter) for letter in _BLANKS]] = _BLANK
     kinds[10] = _LINE_END
     kinds.flags.writeable = False
     return kinds
+
+
+@numba.njit(cache=True, inline="always")
+def _ascii_eight(eight: np.uint64, behind_blank: bool) -> tuple[bool, bool]:
+    """Tell of eight ASCII bytes whether one makes a text dirty, and whether the last is a blank."""
+    line_ends = ~((eight ^ _NEWLINES) + _SEVEN_BITS)
+    tabs = ~((eight ^ _TABS) + _SEVEN_BITS)
+    blanks = (~((eight ^ _SPACES) + _SEVEN_BITS) | tabs) & _HIGH
+    controls = (~(eight + _FROM_SPACE) & ~line_ends & ~tabs) | (eight + _ONES)
+    stripped = line_ends & ((blanks << _S8) | (_FIRST_HIGH if behind_blank else np.uint64(0)))
+    return (controls | stripped) & _HIGH != 0, blanks >> _S56 != 0
 
 
 @numba.njit(cache=True, nogil=True)
@@ -303,7 +268,20 @@ def _scan(data: np.ndarray, start: int, end: int, kinds: np.ndarray) -> int:
     while i < end:
         code = np.int64(data[i])
         if code < 0x80:
+            if i + 8 <= end:
+                eight = load_uint64(data, i)
+                if eight & _HIGH == 0:
+                    dirty, blank = _ascii_eight(eight, before == _BLANK)
+                    if dirty:
+                        return _DIRTY
+                    before = _BLANK if blank else 0
+                    i += 8
+                    continue
             i += 1
+        elif 0xE4 <= code <= 0xE9:
+            before = 0  # U+4000 to U+9FFF: nearly all Chinese
+            i += 3
+            continue
         elif code < 0xE0:
             code = (code & 0x1F) << 6 | (data[i + 1] & 0x3F)
             i += 2

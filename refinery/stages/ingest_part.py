@@ -18,7 +18,7 @@ from refinery.io import parts as part_files
 from refinery.io.charset import mojibake_repair, simplified_converter
 from refinery.io.sources import BadRecord, InputSpec, RawDocument, Split, read_split
 from refinery.kernels.chinese_script import is_traditional
-from refinery.kernels.clean import clean_utf8, cut_to_bytes, text_hashes
+from refinery.kernels.clean import clean_utf8, cut_to_bytes, is_blank, text_hashes
 from refinery.kernels.text import text_views
 from refinery.process_memory import system_allocator
 from refinery.stages.decisions import located
@@ -27,7 +27,8 @@ from refinery.stages.tallies import tally
 NAME = "ingest"
 MAX_LISTED_BAD_RECORDS = 200
 """Bad records named one by one per part; all are counted."""
-_BATCH_DOCS = 2048
+_BATCH_DOCS = 1024
+"""A divisor of a row group's rows and of pyarrow's write batches, so that pages do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -105,44 +106,38 @@ def _read_parts(task: IngestTask, first: int, count: int) -> Iterator[tuple[pa.T
             if len(filling.listed) < MAX_LISTED_BAD_RECORDS:
                 filling.listed.append([_relative(record.path, root), record.offset, record.reason])
             continue
-        text, raw = clean(record.text)
+        raw = clean(record.text)
         filling.pii.update(pii)
         pii.clear()
-        _take(task, filling, record, (text, raw), spec, root)
+        _take(task, filling, record, raw, spec, root)
     yield _finish(task, spec, part, filling)
     for empty in range(part + 1, first + count):
         yield _finish(task, spec, empty, _Filling())
 
 
-def _take(
-    task: IngestTask, filling: _Filling, record: RawDocument, cleaned: tuple[str, bytes], spec: InputSpec, root: str
-) -> None:
-    """Add a cleaned document, as text and as UTF-8, to a part, or count why it does not come in."""
-    text, raw = cleaned
+def _take(task: IngestTask, filling: _Filling, record: RawDocument, raw: bytes, spec: InputSpec, root: str) -> None:
+    """Add a document's clean UTF-8 to a part, or count why it does not come in."""
     size = len(raw)
     too_long = size > task.settings["max_document_bytes"]
     if too_long and task.settings["long_documents"] == "cut":
-        text = cut_to_bytes(text, task.settings["max_document_bytes"])
-        raw = text.encode()
+        raw = cut_to_bytes(raw, task.settings["max_document_bytes"])
         filling.cut.update(docs=1, bytes=size - len(raw))
         size, too_long = len(raw), False
-    reason = "empty" if not text or text.isspace() else "too_long" if too_long else None
+    reason = "empty" if is_blank(raw) else "too_long" if too_long else None
     if reason:
         filling.dropped[reason] += 1
         filling.dropped_bytes[reason] += size
         return
     filling.text_bytes += size
-    _append(filling.columns, record, raw, len(text), spec, root)
+    _append(filling.columns, record, raw, spec, root)
     if len(filling.columns["text"]) >= _BATCH_DOCS:
         filling.batches.append(_batch(filling.columns))
 
 
-_READ_COLUMNS = ("key_base", "text", "lang", "url", "date", "license", "meta", "num_bytes", "num_chars")
+_READ_COLUMNS = ("key_base", "text", "lang", "url", "date", "license", "meta", "num_bytes")
 
 
-def _append(
-    columns: dict[str, list[Any]], record: RawDocument, raw: bytes, num_chars: int, spec: InputSpec, root: str
-) -> None:
+def _append(columns: dict[str, list[Any]], record: RawDocument, raw: bytes, spec: InputSpec, root: str) -> None:
     identity = (
         (record.upstream_id,) if record.upstream_id is not None else (_relative(record.path, root), record.offset)
     )
@@ -154,18 +149,20 @@ def _append(
     columns["license"].append(record.license or spec.license)
     columns["meta"].append(orjson.dumps(record.meta, default=str).decode() if record.meta else None)
     columns["num_bytes"].append(len(raw))
-    columns["num_chars"].append(num_chars)
 
 
 def _batch(columns: dict[str, list[Any]]) -> pa.Table:
-    schema = pa.schema([DOCUMENTS.field(name) for name in _READ_COLUMNS])
-    # bytes as they are: of a string pyarrow makes, and keeps, the UTF-8 once more
-    texts = pa.array(columns["text"], pa.large_binary()).view(pa.large_string())
-    table = pa.Table.from_pydict({**columns, "text": texts}, schema=schema)
+    sizes = np.array(columns["num_bytes"], dtype=np.int64)
+    offsets = pa.py_buffer(np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes))))
+    # joined, not appended: a growing buffer is moved and touched for the first time again and again
+    texts = pa.LargeStringArray.from_buffers(len(sizes), offsets, pa.py_buffer(b"".join(columns["text"])))
+    made = {"text": texts, "num_chars": pc.utf8_length(texts).cast(pa.int64())}
+    made["text_hash"] = pa.array(text_hashes(text_views(texts)), pa.string())
+    schema = pa.schema([DOCUMENTS.field(name) for name in (*_READ_COLUMNS, "num_chars", "text_hash")])
+    table = pa.Table.from_pydict({**columns, **made}, schema=schema)
     for values in columns.values():
         values.clear()
-    hashes = pa.array(text_hashes(text_views(table.column("text"))), pa.string())
-    return table.append_column("text_hash", hashes)
+    return table
 
 
 def _finish(task: IngestTask, spec: InputSpec, part: int, filling: _Filling) -> tuple[pa.Table, dict[str, Any]]:
@@ -216,8 +213,8 @@ def _left_out_counts(
     return rows
 
 
-def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], tuple[str, bytes]]:
-    """Return what makes a record's text clean, and its UTF-8; what it masks is counted in `pii`."""
+def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str | bytes], bytes]:
+    """Return what makes a record's text clean UTF-8; what it masks is counted in `pii`."""
     repair = mojibake_repair() if settings["mojibake"] == "repair" else None
     steps: list[Callable[[str], str]] = []
     if settings["chinese"] == "simplified":
@@ -233,11 +230,13 @@ def _cleaner(settings: dict[str, Any], pii: Counter[str]) -> Callable[[str], tup
 
         steps.append(masked)
 
-    def clean(text: str) -> tuple[str, bytes]:
-        cleaned, raw = clean_utf8(text, repair=repair)
-        changed = cleaned
+    def clean(text: str | bytes) -> bytes:
+        raw = clean_utf8(text, repair=repair)
+        if not steps:
+            return raw
+        cleaned = changed = raw.decode()
         for step in steps:
             changed = step(changed)
-        return (cleaned, raw) if changed is cleaned else (changed, changed.encode())
+        return raw if changed is cleaned else changed.encode()
 
     return clean

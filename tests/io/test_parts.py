@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refinery.contracts.tables import BANDS, DECISIONS, SHINGLES
+from refinery.contracts.tables import BANDS, DECISIONS, DOCUMENTS, SHINGLES
 from refinery.errors import IntegrityError, SchemaError, TransientError
 from refinery.io import storage
 from refinery.io.parts import found_part, part_numbers, part_path, read_batches, read_part, write_part
@@ -52,6 +52,20 @@ def test_equal_rows_give_equal_bytes_however_they_were_sliced(tmp_path):
     pieces = pa.concat_tables([_bands(1), _bands(499, 1), _bands(0), _bands(500, 500)])
     assert write_part(_path(tmp_path, 1), pieces, BANDS, "p") == whole
     assert Path(_path(tmp_path, 1)).read_bytes() == data
+
+
+@pytest.mark.parametrize("chunk_rows", [1024, 2048, 1000, 4095])
+def test_pages_and_row_groups_do_not_depend_on_chunks(tmp_path, chunk_rows):
+    count = 9000
+    texts = pa.array(["word " * (k * 7919 % 257) for k in range(count)], pa.large_string())  # 6 MB: several pages
+    numbers, labels = pa.array(range(count), pa.int64()), pa.array([f"s{k % 3}" for k in range(count)])
+    rows = {f.name: numbers if pa.types.is_integer(f.type) else labels for f in DOCUMENTS}
+    whole = pa.table({**rows, "text": texts}, schema=DOCUMENTS)
+    chunks = [whole.slice(at, chunk_rows).combine_chunks() for at in range(0, count, chunk_rows)]
+    pieces = pa.concat_tables([*chunks[:1], chunks[0].slice(0, 0), *chunks[1:]])
+    assert pieces.column("text").num_chunks > 2
+    assert write_part(_path(tmp_path, 1), pieces, DOCUMENTS, "p") == write_part(_path(tmp_path), whole, DOCUMENTS, "p")
+    assert Path(_path(tmp_path, 1)).read_bytes() == Path(_path(tmp_path)).read_bytes()
 
 
 def test_content_hash_covers_rows_not_fingerprints(tmp_path):

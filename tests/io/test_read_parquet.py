@@ -28,8 +28,8 @@ def test_every_string_type_reads_alike(tmp_path: Path, kind: pa.DataType) -> Non
     pq.write_table(pa.table({"id": [1, 2, 3, 4], "text": column, "score": [0.5] * 4, "tags": [["x"]] * 4}), path)
     documents = read(path)
     assert documents[:2] == [
-        RawDocument("a", "1", str(path), 0, None, None, None, None, {"score": 0.5}),
-        RawDocument("中文", "2", str(path), 1, None, None, None, None, {"score": 0.5}),
+        RawDocument(b"a", "1", str(path), 0, None, None, None, None, {"score": 0.5}),
+        RawDocument("中文".encode(), "2", str(path), 1, None, None, None, None, {"score": 0.5}),
     ]
     assert [(d.offset, d.reason) for d in documents[2:] if isinstance(d, BadRecord)] == [(2, "no_text"), (3, "no_text")]
 
@@ -70,12 +70,25 @@ def test_broken_files_are_bad_records(tmp_path: Path, part_bytes: int) -> None:
     assert sum(Path(r.path).name == "good.parquet" for r in records) == 50
 
 
-def test_invalid_utf8_in_binary_column_is_repaired(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_invalid_utf8_is_repaired_row_by_row(tmp_path: Path, kind: pa.DataType) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": pa.array([b"caf\xe9"], pa.binary())}), path)
-    (document,) = read(path)
-    assert isinstance(document, RawDocument)
-    assert (document.text, document.meta) == ("caf\ufffd", {"charset": "repaired"})
+    column = pa.array([b"caf\xe9", "café".encode()], pa.large_binary() if "large" in str(kind) else pa.binary())
+    pq.write_table(pa.table({"text": column.view(kind)}), path)
+    broken, whole = read(path)
+    assert isinstance(broken, RawDocument)
+    assert isinstance(whole, RawDocument)
+    assert (broken.text, broken.meta) == ("caf\ufffd", {"charset": "repaired"})
+    assert (whole.text, whole.meta) == ("café", {})
+
+
+def test_several_texts_and_a_text_that_is_the_address_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": ["x"], "b": pa.array([b"y"], pa.binary())}), path)
+    (joined,) = read(path, options={"text_fields": ["a", "b"], "joiner": "-"})
+    assert (joined.text, joined.meta) == ("x-y", {})
+    (same,) = read(path, text_field="a", id_field="a", options={"meta_fields": ["a"]})
+    assert (same.text, same.upstream_id, same.meta) == ("x", "x", {"a": "x"})
 
 
 def test_nested_text_field_and_chosen_meta(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def spec_of(paths: list[str] | str, **changes: object) -> InputSpec:
 def texts_of(spec: InputSpec, splits: list[Split]) -> list[str]:
     records = [r for split in splits for r in read_split(spec, split)]
     assert all(isinstance(r, RawDocument) for r in records), records
-    return [r.text for r in records]
+    return [r.text if isinstance(r.text, str) else r.text.decode() for r in records]
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=30), st.integers(1, 200), st.booleans())

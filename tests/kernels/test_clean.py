@@ -16,12 +16,14 @@ from refinery.kernels.clean import (
     clean_text,
     clean_utf8,
     dirty_documents,
+    is_blank,
     is_clean,
     looks_like_mojibake,
     text_hash,
     text_hashes,
 )
 from refinery.kernels.text import text_views, views_of
+from refinery.kernels.white_space import without_blanks_at_line_ends
 
 AWKWARD = st.text(
     st.one_of(
@@ -142,12 +144,34 @@ def test_text_hashes_of_a_slice_and_of_nulls() -> None:
     assert dirty_documents(text_views(array)).dtype == np.bool_
 
 
-@given(st.text(max_size=60), st.booleans())
-def test_utf8_comes_with_the_clean_text(text: str, repairs: bool) -> None:
+@given(st.one_of(WELL_FORMED, st.text("aÃ©â€™ \n", max_size=30)), st.booleans())
+def test_a_text_and_its_utf8_are_cleaned_alike(text: str, repairs: bool) -> None:
     repair = (lambda given: given.replace("Ã©", "é")) if repairs else None
-    cleaned, raw = clean_utf8(text, repair=repair)
-    assert cleaned == clean_text(text, repair=repair)
-    assert raw == cleaned.encode()
+    cleaned = clean_utf8(text.encode(), repair=repair)
+    assert cleaned == clean_utf8(text, repair=repair) == clean_text(text, repair=repair).encode()
+    assert is_blank(cleaned) == (not cleaned or cleaned.decode().isspace())
+
+
+def test_clean_utf8_is_given_back_as_it_is() -> None:
+    raw = "Größe 中文 plain\n".encode()
+    assert clean_utf8(raw) is raw
+    assert clean_utf8(raw + b" ") == raw
+
+
+# eight bytes are looked at together: every ASCII byte at every place among them, behind a blank and behind a letter
+@pytest.mark.parametrize("before", ["", "a", " ", "\t", "é", "\u3000", "1234567 ", "12345678"])
+def test_every_ascii_byte_at_every_place(before: str) -> None:
+    for code in range(128):
+        for place in range(9):
+            text = before + "x" * place + chr(code) + "y" * (17 - place)
+            assert is_clean(text) == (reference_clean(text) == text), (code, place)
+            assert text_hash(text) == reference_hash(text), (code, place)
+
+
+@given(st.text(" \t\n\r\xa0\u3000a中é", max_size=40))
+def test_blanks_at_line_ends(text: str) -> None:
+    expected = "\n".join(line.rstrip(" \t\xa0\u3000") for line in text.split("\n"))
+    assert without_blanks_at_line_ends(text.encode()).decode() == expected
 
 
 @given(st.lists(st.text("ab \n\u3000\u00a0é中\x1c", max_size=40), max_size=12), st.integers(1, 60))
