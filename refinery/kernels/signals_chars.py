@@ -27,7 +27,8 @@ from refinery.kernels.char_classes import (
 )
 from refinery.kernels.signals_catalog import Count
 
-_BYTE = np.uint64(0xFF)
+_BYTE, _LOW, _HIGH = np.uint64(0xFF), np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+_DOTS, _CALLS, _QUESTIONS = (np.uint64(byte * 0x0101010101010101) for byte in (0x2E, 0x21, 0x3F))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -83,6 +84,8 @@ def scan_chars(
         if not flags & SPACE:
             is_open = True
         if is_open:  # until a terminal nothing changes
+            while i + 8 <= end and not _may_end_sentence(load_uint64(data, i)):
+                i += 8
             while i < end and data[i] < 0x80 and not classes[data[i]] & TERMINAL:
                 i += 1
     row[Count.BYTES] = end - start
@@ -94,6 +97,14 @@ def scan_chars(
             seen[distinct] = code
             distinct += 1
     _sum_histogram(classes, histogram, seen[:distinct], chars, row)
+
+
+@numba.njit(cache=True, inline="always")
+def _may_end_sentence(eight: np.uint64) -> bool:
+    """Return whether eight bytes may hold one of . ! ? or a byte beyond ASCII; never False wrongly."""
+    dots, calls, questions = eight ^ _DOTS, eight ^ _CALLS, eight ^ _QUESTIONS
+    found = ((dots - _LOW) & ~dots) | ((calls - _LOW) & ~calls) | ((questions - _LOW) & ~questions) | eight
+    return found & _HIGH != 0
 
 
 @numba.njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ from refinery.kernels.char_classes import SPACE, TERMINAL, class_of, decode
 from refinery.kernels.repetition import repeated_segments
 from refinery.kernels.signals_catalog import Count
 from refinery.kernels.signals_marks import NO_BLOCK, comment_state, opens_turn
-from refinery.kernels.wide import next_line_end
+from refinery.kernels.wide import leading_blanks, next_line_end
 
 SHORT_LINE_CHARS = 30
 _SEED = np.uint64(0x6C696E65)
@@ -43,12 +43,17 @@ def strip_span(data: np.ndarray, start: int, end: int, classes: np.ndarray) -> t
     code: Any
     while start < end:
         code, width = np.int64(data[start]), 1
-        if code >= 0x80:  # no call for ASCII
+        if 0x20 < code < 0x80:  # no look at the table for what most lines begin with
+            break
+        if code == 0x20 and start + 8 <= len(data):
+            start = min(start + leading_blanks(data, start), end)
+            continue
+        if code >= 0x80:
             code, width = decode(data, start, end)
         if not class_of(classes, code) & SPACE:
             break
         start += width
-    while start < end:
+    while start < end and not 0x20 < data[end - 1] < 0x80:
         code, first = last_char(data, start, end)
         if not class_of(classes, code) & SPACE:
             break
@@ -62,7 +67,7 @@ def _is_c4_end(code: int) -> bool:
     return code == 0x2E or code == 0x3F or code == 0x21 or code == 0x22 or code == 0x27  # noqa: PLR1714
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def _scan_line(
     data: np.ndarray, start: int, end: int, chars: int, block: int, classes: np.ndarray, row: np.ndarray
 ) -> tuple[bool, int]:

@@ -24,7 +24,7 @@ _COLONS = np.uint64(0x3A3A3A3A3A3A3A3A)
 NO_BLOCK, STAR_BLOCK, TAG_BLOCK, DOUBLE_BLOCK, SINGLE_BLOCK = 0, 1, 2, 3, 4
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def comment_state(data: np.ndarray, first: int, last: int, block: int) -> tuple[bool, int]:
     """Return (whether the line is a comment, the block that is open after it).
 
@@ -77,7 +77,7 @@ def _closes(data: np.ndarray, first: int, last: int, block: int) -> bool:
     return False
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def opens_turn(data: np.ndarray, first: int, last: int, classes: np.ndarray) -> bool:
     """Whether the stripped line ``data[first:last]`` begins with a speaker."""
     code: Any

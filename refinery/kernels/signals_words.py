@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numba
 import numpy as np
 
-from refinery.hashing import hash_bytes, splitmix64
+from refinery.hashing import hash_bytes, load_uint64, splitmix64
 from refinery.kernels.char_classes import ALPHA, HAN, STOP_ZH, class_of, decode
 from refinery.kernels.signals_catalog import Count
-from refinery.kernels.wide import packed_bytes
+from refinery.kernels.wide import short_bytes
 
 _SEED = np.uint64(0x776F7264)
-_THE, _BE, _TO, _OF, _AND, _THAT, _HAVE, _WITH = (
-    int.from_bytes(word, "big") for word in (b"the", b"be", b"to", b"of", b"and", b"that", b"have", b"with")
+_SPREAD = np.uint64(0xC42DDDC22F41F7CD)
+"""Found by trying: the high three bits of its products with the eight English stop words are all different."""
+_STOP_WORDS = np.array(
+    sorted(
+        (int.from_bytes(word, "little") for word in b"the be to of and that have with".split()),
+        key=lambda word: word * int(_SPREAD) % (1 << 64),
+    ),
+    dtype=np.uint64,
 )
+_S56, _S61 = np.uint64(56), np.uint64(61)
+_THREE, _LOWER = np.uint64(0xFFFFFF), np.uint64(0x202020)
+_IPS, _USE, _POL, _COO = (np.uint64(int.from_bytes(word, "little")) for word in (b"ips", b"use", b"pol", b"coo"))
+"""The first letters of the words that end a phrase."""
 _JAVASCRIPT = b"javascript"
 _LOREM = b"lorem ipsum"
 _PRIVACY_POLICY, _COOKIE_POLICY, _TERMS_OF_USE = b"privacy policy", b"cookie policy", b"terms of use"
 _USES_COOKIES, _USE_OF_COOKIES, _USE_COOKIES = b"uses cookies", b"use of cookies", b"use cookies"
-_PHRASE_FROM = np.array([{0x69: 5, 0x75: 3, 0x70: 6, 0x63: 7}.get(byte, 10) for byte in range(256)])
-"""By first letter, lowered (i, u, p, c): the shortest word that can end a phrase; ten can be or hold "javascript"."""
 
 
 @numba.njit(cache=True)
@@ -39,33 +45,23 @@ def _ends_with(data: np.ndarray, start: int, end: int, phrase: bytes) -> bool:
     return True
 
 
-@numba.njit(cache=True, inline="always")
-def _stop_word_bits(packed: Any, length: int) -> int:
-    """Return one bit per English stop word, 0 for any other packed word (case-sensitive); by length, without jumps."""
-    if length == 2:
-        return (packed == _BE) << 1 | (packed == _TO) << 2 | (packed == _OF) << 3
-    if length == 3:
-        return (packed == _THE) << 0 | (packed == _AND) << 4
-    return (packed == _THAT) << 5 | (packed == _HAVE) << 6 | (packed == _WITH) << 7
-
-
 @numba.njit(cache=True)
 def _phrase(data: np.ndarray, doc_start: int, start: int, length: int) -> int:
     """Return what phrases that end in this word say, as bits: 1 lorem ipsum, 2 javascript, 4 a policy.
 
     Phrases are substrings: the last word of a phrase need only begin with the phrase's last word, the first need only
-    end with the phrase's first. The word has at least the length that `_PHRASE_FROM` gives for its first letter.
+    end with the phrase's first.
     """
     letter, found = data[start] | 0x20, 0
-    if letter == 0x69 and _ends_with(data, doc_start, start + 5, _LOREM):
+    if letter == 0x69 and length >= 5 and _ends_with(data, doc_start, start + 5, _LOREM):
         found = 1
-    if letter == 0x75 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
+    if letter == 0x75 and length >= 3 and _ends_with(data, doc_start, start + 3, _TERMS_OF_USE):
         found = 4
-    if letter == 0x70:
+    if letter == 0x70 and length >= 6:
         stop = start + 6
         if _ends_with(data, doc_start, stop, _PRIVACY_POLICY) or _ends_with(data, doc_start, stop, _COOKIE_POLICY):
             found = 4
-    if letter == 0x63:
+    if letter == 0x63 and length >= 7:
         stop = start + 7
         if (
             _ends_with(data, doc_start, stop, _USES_COOKIES)
@@ -73,10 +69,9 @@ def _phrase(data: np.ndarray, doc_start: int, start: int, length: int) -> int:
             or _ends_with(data, doc_start, stop, _USE_COOKIES)
         ):
             found = 4
-    if length >= 10:
-        for stop in range(start + 10, start + length + 1):
-            if data[stop - 1] | 0x20 == 0x74 and _ends_with(data, doc_start, stop, _JAVASCRIPT):
-                return found | 2
+    for stop in range(start + 10, start + length + 1):
+        if data[stop - 1] | 0x20 == 0x74 and _ends_with(data, doc_start, stop, _JAVASCRIPT):
+            return found | 2
     return found
 
 
@@ -132,23 +127,21 @@ def scan_words(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned arrays)
         first, last = start + starts[w], start + ends[w]
         length = last - first
         if length < 8:  # the bytes and their number fit in the key: exact, and half the time of hash_bytes
-            packed = packed_bytes(data, first, length)
-            keys[w] = splitmix64(np.uint64(packed) | (np.uint64(length) << np.uint64(56)))
+            eight = short_bytes(data, first, length)
+            keys[w] = splitmix64(eight | (np.uint64(length) << _S56))
         else:
-            packed = np.int64(0)
+            eight = load_uint64(data, first)
             keys[w] = hash_bytes(data, first, last, _SEED)
         char_ends[w + 1] = char_ends[w] + num_chars[w]
-        if kinds[w] & ALPHA:
-            alpha += 1
-        if data[first] < 0x80:
-            if 2 <= length <= 4:
-                bits_en |= _stop_word_bits(packed, length)
-        elif num_chars[w] == 1 and kinds[w] & HAN:
+        alpha += kinds[w] & ALPHA != 0
+        slot = (eight * _SPREAD) >> _S61  # no jumps on lengths or letters: none can be foretold
+        bits_en |= (_STOP_WORDS[slot] == eight) << np.int64(slot)
+        if kinds[w] & HAN and num_chars[w] == 1:
             code, _ = decode(data, first, last)
             if class_of(classes, code) & STOP_ZH:
                 bits_zh |= _zh_bit(code, stop_zh)
-        letter = data[first] | 0x20
-        if length < _PHRASE_FROM[letter]:
+        three = (eight & _THREE) | _LOWER
+        if not (three == _IPS) | (three == _USE) | (three == _POL) | (three == _COO) | (length >= 10):
             continue
         found = _phrase(data, start, first, length)
         if found & 1:

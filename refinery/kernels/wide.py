@@ -14,14 +14,13 @@ from refinery.hashing import load_uint64
 
 _LOW = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)
-_NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
-_ONE, _S7, _S8, _S16, _S32, _S56 = (np.uint64(n) for n in (1, 7, 8, 16, 32, 56))
+_NEWLINES, _BLANKS = np.uint64(0x0A0A0A0A0A0A0A0A), np.uint64(0x2020202020202020)
+_ONE, _S7, _S56 = (np.uint64(n) for n in (1, 7, 56))
 _SEVEN_BITS, _LOWER_BIT = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
 # added to a byte below 0x80, these set its high bit from "a", from behind "z", from "0" and from behind "9" on
 _FROM_A, _BEHIND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
 _FROM_0, _BEHIND_9 = np.uint64(0x5050505050505050), np.uint64(0x4646464646464646)
 _TWO = np.uint64(2)
-_EVEN_BYTES, _EVEN_PAIRS = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF)
 
 
 @numba.njit(cache=True, inline="always")
@@ -44,6 +43,15 @@ def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True, inline="always")
+def leading_blanks(data: np.ndarray, begin: int) -> int:
+    """Return how many of the eight bytes from `begin` on, which must be there, come before one that is no U+0020."""
+    other: np.uint64 = load_uint64(data, begin) ^ _BLANKS
+    before = (other & (~other + _ONE)) - _ONE  # all bits below the first that differs
+    count: Any = np.int64((((before >> _S7) & _LOW) * _LOW) >> _S56)
+    return count
+
+
+@numba.njit(cache=True, inline="always")
 def may_hold(data: np.ndarray, first: int, last: int, eights: np.uint64) -> bool:
     """Return whether ``data[first:last]`` may hold a byte, given eight times, or one beyond ASCII; never False wrongly.
 
@@ -60,19 +68,15 @@ def may_hold(data: np.ndarray, first: int, last: int, eights: np.uint64) -> bool
 
 
 @numba.njit(cache=True, inline="always")
-def packed_bytes(data: np.ndarray, first: int, length: int) -> np.int64:
-    """Return ``data[first : first + length]``, 1 to 7 bytes, as one big-endian integer."""
+def short_bytes(data: np.ndarray, first: int, length: int) -> np.uint64:
+    """Return ``data[first : first + length]``, 1 to 7 bytes, as one little-endian integer."""
     if first + 8 <= len(data):
-        x: np.uint64 = load_uint64(data, first)
-        x = ((x >> _S8) & _EVEN_BYTES) | ((x & _EVEN_BYTES) << _S8)
-        x = ((x >> _S16) & _EVEN_PAIRS) | ((x & _EVEN_PAIRS) << _S16)
-        x = (x >> _S32) | (x << _S32)
-        packed = np.int64(x >> np.uint64(64 - 8 * length))
+        value = load_uint64(data, first) & ((_ONE << np.uint64(8 * length)) - _ONE)
     else:
-        packed = np.int64(0)
-        for i in range(first, first + length):
-            packed = (packed << 8) | np.int64(data[i])
-    return packed
+        value = np.uint64(0)
+        for i in range(length):
+            value |= np.uint64(data[first + i]) << np.uint64(8 * i)
+    return value
 
 
 @numba.njit(cache=True, inline="always")

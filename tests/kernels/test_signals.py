@@ -88,6 +88,18 @@ def test_a_speaker_is_seen_up_to_its_last_letter_and_at_the_end_of_the_batch(let
     assert 0 < sum(turns) < len(turns)
 
 
+def test_each_stop_word_and_each_end_of_a_phrase_alone() -> None:
+    words = ["the", "be", "to", "of", "and", "that", "have", "with", "ips", "use", "pol", "coo"]
+    words += ["ipsum", "policy", "cookies", "ipsu", "polic", "cookie"]
+    near = [f"{word}{more}" for word in words for more in ("", "s", "body", "ofitsown")]
+    near += [word.title() for word in words] + [word[:-1] for word in words]
+    phrases = ("lorem ipsum", "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies")
+    near += [phrase[:stop] for phrase in phrases for stop in range(len(phrase) - 2, len(phrase) + 1)]
+    near += ["javascript", "xxJavaScriptxx", "javascrip", "lorem Ipsumx", "Use Cookiesx"]
+    assert_equal_to_reference(near)
+    assert signals(views_of([" ".join(words)]))["num_stop_words_en"][0] == 8
+
+
 def test_segmentation_joins_han_words() -> None:
     views = views_of(["中文的书"])
     flags = np.zeros(len(views.data), dtype=np.uint8)
