@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from refinery.errors import ConfigError
 from refinery.io.charset import decode_document
 from refinery.io.compressed import BrokenStreamError, codec_of, limits_from, open_raw, read_all, read_chunks
@@ -64,12 +66,9 @@ def extract_text(page: str, options: Mapping[str, Any]) -> str:
 
 def _depth(page: str) -> int:
     """Return about how deep elements nest; elements that HTML closes by itself do not count."""
-    depth = deepest = 0
-    for match in _NESTING_TAG.finditer(page):
-        depth += -1 if match.group(1) else 1
-        deepest = max(deepest, depth)
-        depth = max(depth, 0)
-    return deepest
+    steps = np.array([-1 if slash else 1 for slash in _NESTING_TAG.findall(page)], dtype=np.int64)
+    depths = np.concatenate(([0], np.cumsum(steps)))
+    return int((depths - np.minimum.accumulate(depths)).max())  # what is closed without having been opened is skipped
 
 
 def declared_lang(page: str) -> str | None:

@@ -84,10 +84,7 @@ def scan_chars(
         if not flags & SPACE:
             is_open = True
         if is_open:  # until a terminal nothing changes
-            while i + 8 <= end and not _may_end_sentence(load_uint64(data, i)):
-                i += 8
-            while i < end and data[i] < 0x80 and not classes[data[i]] & TERMINAL:
-                i += 1
+            i = _next_terminal(data, i, end, classes)
     row[Count.BYTES] = end - start
     row[Count.CHARS] = chars
     row[Count.SENTENCES] = sentences + 1 if is_open else sentences
@@ -100,11 +97,19 @@ def scan_chars(
 
 
 @numba.njit(cache=True, inline="always")
-def _may_end_sentence(eight: np.uint64) -> bool:
-    """Return whether eight bytes may hold one of . ! ? or a byte beyond ASCII; never False wrongly."""
-    dots, calls, questions = eight ^ _DOTS, eight ^ _CALLS, eight ^ _QUESTIONS
-    found = ((dots - _LOW) & ~dots) | ((calls - _LOW) & ~calls) | ((questions - _LOW) & ~questions) | eight
-    return found & _HIGH != 0
+def _next_terminal(data: np.ndarray, i: int, end: int, classes: np.ndarray) -> int:
+    """Return where the next terminal or character beyond ASCII stands, or `end`; of ASCII only . ! ? are terminals."""
+    if i < end and data[i] < 0x80:
+        while i + 8 <= end:
+            eight: np.uint64 = load_uint64(data, i)
+            dots, calls, questions = eight ^ _DOTS, eight ^ _CALLS, eight ^ _QUESTIONS
+            found = ((dots - _LOW) & ~dots) | ((calls - _LOW) & ~calls) | ((questions - _LOW) & ~questions) | eight
+            if found & _HIGH:
+                break
+            i += 8
+        while i < end and data[i] < 0x80 and not classes[data[i]] & TERMINAL:
+            i += 1
+    return i
 
 
 @numba.njit(cache=True, nogil=True)
