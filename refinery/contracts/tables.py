@@ -369,7 +369,8 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises:
         SchemaError: a declared column is missing, or a value does not fit the declared type.
     """
-    missing = [name for name in schema.names if name not in table.column_names]
+    present = set(table.column_names)  # each look at the property makes the list anew
+    missing = [name for name in schema.names if name not in present]
     if missing:
         raise SchemaError(f"table lacks columns {missing}; it has {table.column_names}")
     try:

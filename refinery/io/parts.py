@@ -186,9 +186,10 @@ def _opened(
     with storage.open_input(path) as file:
         try:
             reader = pq.ParquetFile(file, page_checksum_verification=True)
-            absent = [c for c in columns or [] if c not in reader.schema_arrow.names]
+            present = reader.schema_arrow.names
+            absent = [c for c in columns or [] if c not in present]
             if absent:
-                raise SchemaError(f"{path} lacks columns {absent}; it has {reader.schema_arrow.names}")
+                raise SchemaError(f"{path} lacks columns {absent}; it has {present}")
             yield reader
         except (pa.ArrowInvalid, OSError) as error:
             raise IntegrityError(f"{path} is damaged ({error}); delete it and run the stage again") from error
