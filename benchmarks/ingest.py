@@ -101,7 +101,7 @@ def _run(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _best(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the fastest of three runs, as of the library: the same run takes up to half as much again here."""
+    """Return the fastest of three runs: the same run takes up to half as much again here."""
     runs = [_run(case) for _ in range(3)]
     return {**max(runs, key=lambda run: run["mb_per_cpu_s"]), "peak_mb": max(run["peak_mb"] for run in runs)}
 

@@ -24,7 +24,7 @@ from refinery.io import storage
 WIDE_ROW_GROUP_ROWS = 4096
 """Rows per row group of tables that carry text or ids: about 12 MB of English web text."""
 NARROW_ROW_GROUP_ROWS = 262_144
-_WRITE_BATCH_ROWS = 1024
+WRITE_BATCH_ROWS = 1024
 """After so many rows the Parquet writer looks whether a page is full; a divisor of both row group sizes."""
 BATCH_BYTES = 16 << 20
 """What a batch read from a part aims at most to hold: long documents come in shorter batches."""
@@ -88,7 +88,7 @@ def write_part(
         compression="zstd",
         compression_level=1,
         write_page_checksum=True,
-        write_batch_size=_WRITE_BATCH_ROWS,
+        write_batch_size=WRITE_BATCH_ROWS,
         use_dictionary=[f.name for f in schema if pa.types.is_string(f.type) and f.name not in _UNIQUE_COLUMNS],
         write_statistics=["doc_id"] if "doc_id" in schema.names else False,
     )
@@ -99,7 +99,7 @@ def write_part(
 
 def _in_whole_batches(column: pa.ChunkedArray) -> bool:
     """Tell whether a column's chunks, but for the last, end where the writer looks for the end of a page anyway."""
-    return all(len(chunk) % _WRITE_BATCH_ROWS == 0 for chunk in column.chunks[:-1])
+    return all(len(chunk) % WRITE_BATCH_ROWS == 0 for chunk in column.chunks[:-1])
 
 
 _UNIQUE_COLUMNS = frozenset({"doc_key", "text_hash", "url", "exact_key", "meta"})

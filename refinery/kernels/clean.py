@@ -95,20 +95,13 @@ def is_clean(text: str) -> bool:
 def _is_clean(raw: bytes) -> bool:
     if not raw:
         return True
-    verdict = _scan(np.frombuffer(raw, dtype=np.uint8), 0, len(raw), _letter_kinds())
+    verdict = _scan(np.frombuffer(raw, dtype=np.uint8), _letter_kinds())
     return verdict == 0 or (verdict == _UNSURE and unicodedata.is_normalized("NFC", raw.decode()))
 
 
 def is_blank(raw: bytes) -> bool:
     """Tell whether UTF-8 holds nothing but white space: the empty text, and what ``str.isspace`` is true of."""
     return not raw or is_white_space(np.frombuffer(raw, dtype=np.uint8), white_space_kinds())
-
-
-def dirty_documents(views: TextViews) -> np.ndarray:
-    """Return bool, shape (docs,): which documents of a batch may need `clean_text` (never misses one)."""
-    flags = np.empty(views.num_docs, dtype=np.bool_)
-    _scan_all(views.offsets, views.data, _letter_kinds(), flags)
-    return flags
 
 
 def looks_like_mojibake(text: str) -> bool:
@@ -260,15 +253,15 @@ def _ascii_eight(eight: np.uint64, behind_blank: bool) -> tuple[bool, bool]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _scan(data: np.ndarray, start: int, end: int, kinds: np.ndarray) -> int:
-    """Return 0 (clean), _DIRTY or _UNSURE for the valid UTF-8 in data[start:end]."""
+def _scan(data: np.ndarray, kinds: np.ndarray) -> int:
+    """Return 0 (clean), _DIRTY or _UNSURE for valid UTF-8."""
     verdict = 0
     before = 0
-    i = start
-    while i < end:
+    i = 0
+    while i < len(data):
         code = np.int64(data[i])
         if code < 0x80:
-            if i + 8 <= end:
+            if i + 8 <= len(data):
                 eight = load_uint64(data, i)
                 if eight & _HIGH == 0:
                     dirty, blank = _ascii_eight(eight, before == _BLANK)
@@ -303,9 +296,3 @@ def _scan(data: np.ndarray, start: int, end: int, kinds: np.ndarray) -> int:
                 verdict = _UNSURE
         before = kind
     return _DIRTY if before == _BLANK else verdict
-
-
-@numba.njit(cache=True, nogil=True)
-def _scan_all(offsets: np.ndarray, data: np.ndarray, kinds: np.ndarray, flags: np.ndarray) -> None:
-    for d in range(len(flags)):
-        flags[d] = _scan(data, offsets[d], offsets[d + 1], kinds) != 0

@@ -26,8 +26,9 @@ from refinery.kernels.char_classes import (
     decode,
 )
 from refinery.kernels.signals_catalog import Count
+from refinery.kernels.wide import equal_bytes
 
-_BYTE, _LOW, _HIGH = np.uint64(0xFF), np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
+_BYTE, _HIGH = np.uint64(0xFF), np.uint64(0x8080808080808080)
 _DOTS, _CALLS, _QUESTIONS = (np.uint64(byte * 0x0101010101010101) for byte in (0x2E, 0x21, 0x3F))
 
 
@@ -102,9 +103,8 @@ def _next_terminal(data: np.ndarray, i: int, end: int, classes: np.ndarray) -> i
     if i < end and data[i] < 0x80:
         while i + 8 <= end:
             eight: np.uint64 = load_uint64(data, i)
-            dots, calls, questions = eight ^ _DOTS, eight ^ _CALLS, eight ^ _QUESTIONS
-            found = ((dots - _LOW) & ~dots) | ((calls - _LOW) & ~calls) | ((questions - _LOW) & ~questions) | eight
-            if found & _HIGH:
+            found = equal_bytes(eight, _DOTS) | equal_bytes(eight, _CALLS) | equal_bytes(eight, _QUESTIONS)
+            if (found | eight) & _HIGH:
                 break
             i += 8
         while i < end and data[i] < 0x80 and not classes[data[i]] & TERMINAL:

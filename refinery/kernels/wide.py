@@ -24,14 +24,23 @@ _TWO = np.uint64(2)
 
 
 @numba.njit(cache=True, inline="always")
+def equal_bytes(eight: np.uint64, eights: np.uint64) -> np.uint64:
+    """Mark by its high bit the lowest byte of `eight` that equals a byte given eight times.
+
+    No high bit is set where none does; above the lowest, and in other bits, the result says nothing.
+    """
+    other = eight ^ eights
+    return (other - _LOW) & ~other
+
+
+@numba.njit(cache=True, inline="always")
 def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
     r"""Return (position of the first ``\n`` at or after `begin`, or `end`; characters that start before it)."""
     chars: Any
     i, chars = begin, 0
     while i + 8 <= end:
         eight: np.uint64 = load_uint64(data, i)
-        other = eight ^ _NEWLINES
-        if (other - _LOW) & ~other & _HIGH:
+        if equal_bytes(eight, _NEWLINES) & _HIGH:
             break
         chars += 8 - np.int64((((eight & ~(eight << _ONE) & _HIGH) >> _S7) * _LOW) >> _S56)
         i += 8
@@ -62,8 +71,7 @@ def may_hold(data: np.ndarray, first: int, last: int, eights: np.uint64) -> bool
     found = np.uint64(0)
     for i in range(first, last, 8):
         eight: np.uint64 = load_uint64(data, i)
-        other = eight ^ eights
-        found |= (((other - _LOW) & ~other) | eight) & _HIGH
+        found |= (equal_bytes(eight, eights) | eight) & _HIGH
     return found != 0
 
 

@@ -27,8 +27,8 @@ from refinery.stages.tallies import tally
 NAME = "ingest"
 MAX_LISTED_BAD_RECORDS = 200
 """Bad records named one by one per part; all are counted."""
-_BATCH_DOCS = 1024
-"""A divisor of a row group's rows and of pyarrow's write batches, so that pages do not depend on it."""
+_BATCH_DOCS = part_files.WRITE_BATCH_ROWS
+"""So that `write_part` takes the batches as they are."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import unicodedata
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
@@ -15,7 +14,6 @@ from refinery.kernels.clean import (
     MIN_MOJIBAKE_HITS,
     clean_text,
     clean_utf8,
-    dirty_documents,
     is_blank,
     is_clean,
     looks_like_mojibake,
@@ -66,13 +64,6 @@ def test_cleaning_equals_plain_reference_and_is_idempotent(text: str) -> None:
 def test_fast_path_never_lets_a_dirty_text_through(text: str) -> None:
     if is_clean(text):
         assert reference_clean(text) == text
-
-
-@given(st.lists(WELL_FORMED, max_size=8))
-def test_batch_detector_misses_nothing(texts: list[str]) -> None:
-    flags = dirty_documents(views_of(texts))
-    for text, flag in zip(texts, flags, strict=True):
-        assert flag or reference_clean(text) == text
 
 
 def test_every_assigned_letter_alone_and_after_a_base() -> None:
@@ -141,7 +132,6 @@ def test_text_hashes_of_a_slice_and_of_nulls() -> None:
     array = pa.array(["x y", None, "中 文", "z"], pa.large_string())
     assert text_hashes(text_views(array.slice(1, 2))) == [text_hash(""), text_hash("中 文")]
     assert text_hashes(text_views(array.slice(0, 0))) == []
-    assert dirty_documents(text_views(array)).dtype == np.bool_
 
 
 @given(st.one_of(WELL_FORMED, st.text("aÃ©â€™ \n", max_size=30)), st.booleans())
