@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from refinery.errors import SchemaError
+from refinery.kernels.cuts import kept_of
 from refinery.kernels.text import TextViews, text_views
 
 
@@ -69,9 +70,7 @@ def cut_boundaries(boundaries: np.ndarray, keep: np.ndarray) -> np.ndarray:
         keep: bool, same shape: bytes that stay; whole characters.
     Returns: uint8, shape (keep.sum(),).
     """
-    after_cut = np.zeros(len(keep), dtype=bool)
-    np.logical_and(keep[1:], ~keep[:-1], out=after_cut[1:])
-    return (boundaries.astype(bool) | after_cut)[keep].astype(np.uint8)
+    return kept_of(boundaries, keep, behind_cuts=1)
 
 
 def _check_length(views: TextViews, boundaries: np.ndarray) -> None:

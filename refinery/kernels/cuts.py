@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 import pyarrow as pa
 
 from refinery.errors import IntegrityError
+from refinery.hashing import load_uint64, store_uint64
 from refinery.kernels.text import TextViews
+
+_NONE_STAYS, _MIXED, _ALL_STAY = np.uint64(0), np.uint64(2), np.uint64(0x0101010101010101)
+"""Eight flags at once; `_MIXED` is what eight flags never are."""
 
 
 def merged_spans(starts: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
@@ -44,7 +50,7 @@ def apply_cuts(
 
 def without_bytes(views: TextViews, keep: np.ndarray, new_lengths: np.ndarray) -> pa.Array:
     """Return documents (large_string) with the bytes alone that `kept_bytes` says stay."""
-    data = views.data[views.offsets[0] : views.offsets[-1]][keep]
+    data = kept_of(views.data[views.offsets[0] : views.offsets[-1]], keep)
     return _as_array(np.concatenate([[0], np.cumsum(new_lengths)]).astype(np.int64), data)
 
 
@@ -65,21 +71,62 @@ def kept_bytes(
     if (starts < 0).any() or (starts > ends).any() or (ends > lengths[owners]).any():
         raise IntegrityError("a cut reaches outside its document; the cuts table belongs to other documents")
     keep = np.ones(int(views.offsets[-1] - views.offsets[0]), dtype=bool)
-    base = views.offsets[:-1] - views.offsets[0]
     new_lengths = lengths.copy()
-    _strike(owners, base[owners] + starts, base[owners] + ends, keep, new_lengths)
+    _strike(owners, views.offsets - views.offsets[0], starts, ends, keep, new_lengths)
     return keep, new_lengths
 
 
 @numba.njit(cache=True, nogil=True)
 def _strike(
-    owners: np.ndarray, starts: np.ndarray, ends: np.ndarray, keep: np.ndarray, new_lengths: np.ndarray
-) -> None:
-    """Clear `keep` in every span; what two spans share counts once. A Python loop took 15 us a document."""
+    owners: np.ndarray, offsets: np.ndarray, starts: np.ndarray, ends: np.ndarray, keep: np.ndarray,
+    new_lengths: np.ndarray,
+) -> None:  # fmt: skip
+    """Clear `keep` in every span, then count what stays of documents with cuts: spans may share bytes."""
     for cut in range(len(owners)):
-        for i in range(starts[cut], ends[cut]):
-            new_lengths[owners[cut]] -= keep[i]
-            keep[i] = False
+        begin = offsets[owners[cut]]
+        keep[begin + starts[cut] : begin + ends[cut]] = False
+    counted: Any = np.zeros(len(new_lengths), dtype=np.bool_)
+    for doc in owners:
+        if not counted[doc]:
+            counted[doc] = True
+            new_lengths[doc] = np.sum(keep[offsets[doc] : offsets[doc + 1]])
+
+
+def kept_of(values: np.ndarray, keep: np.ndarray, *, behind_cuts: int | None = None) -> np.ndarray:
+    """Return the values (uint8, one per byte of text) of the bytes that stay.
+
+    Args:
+        values: uint8, shape (N,).
+        keep: bool, shape (N,).
+        behind_cuts: the value that the first byte behind each cut has instead of its own; None: its own.
+    """
+    kept = np.empty(int(np.count_nonzero(keep)), dtype=np.uint8)
+    instead = -1 if behind_cuts is None else behind_cuts
+    _keep(np.ascontiguousarray(values), keep.view(np.uint8), instead, kept)
+    return kept
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep(values: np.ndarray, keep: np.ndarray, behind_cuts: int, kept: np.ndarray) -> None:
+    """Copy by eight bytes where eight stay; one by one took three times as long."""
+    i, count, is_cut = 0, 0, False
+    while i < len(keep):
+        eight = load_uint64(keep, i) if i + 8 <= len(keep) else _MIXED
+        if eight == _NONE_STAYS:
+            is_cut = True
+            i += 8
+            continue
+        first, step = count, 1
+        if eight == _ALL_STAY:
+            store_uint64(kept, count, load_uint64(values, i))
+            count, step = count + 8, 8
+        elif keep[i]:
+            kept[count] = values[i]
+            count += 1
+        if count > first and is_cut and behind_cuts >= 0:
+            kept[first] = behind_cuts
+        is_cut = count == first
+        i += step
 
 
 def _as_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:

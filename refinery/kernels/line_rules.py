@@ -22,6 +22,7 @@ Where the lines at a document's end go, so does the line end before them. Shape 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,9 +30,11 @@ import numba
 import numpy as np
 
 from refinery.errors import ConfigError
-from refinery.kernels import line_scan
+from refinery.hashing import load_uint64
+from refinery.kernels import line_measures, line_scan
 from refinery.kernels.char_classes import class_table
-from refinery.kernels.line_scan import Compiled
+from refinery.kernels.line_measures import BRACKET_PAIR, PHRASE_PAIR, Compiled
+from refinery.kernels.line_scan import Lines
 from refinery.kernels.text import TextViews
 
 ALGORITHM_VERSION = 1
@@ -55,6 +58,9 @@ CUT, EDITED, TRIPPED = range(3)
 MAX_LINE_RULES = 61
 """Rules that would cut a line are bits of an int64; two more bits say where it needs a closer look."""
 _NO_BOUND = 2**62
+_BY_FREQUENCY = b" etaoinshrdlcumwfgypbvkjxqz" + bytes(range(0xE4, 0xEA))
+"""Bytes of text, the most frequent first: English letters, then what a Han character begins with."""
+_UNTOUCHED, _EIGHT_UNTOUCHED = 0xFF, np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class LineRule(NamedTuple):
@@ -133,40 +139,42 @@ def compile_line_rules(rules: Sequence[LineRule]) -> Compiled:
     ints = np.zeros((len(rules), 11), dtype=np.int64)
     bounds = np.full((len(rules), 2), (-np.inf, np.inf))
     phrases: list[bytes] = []
-    anywhere: list[tuple[int, int]] = []
+    anywhere: list[tuple[int, int, int]] = []
     for index, rule in enumerate(rules):
         first = len(phrases)
         phrases += [phrase.encode().lower() for phrase in rule.phrases]
         if rule.phrases and rule.at == "anywhere" and not rule.pattern:
-            anywhere += [(phrase, index) for phrase in range(first, len(phrases))]
+            anywhere += [(k, index, _rarest_pair(phrases[k])) for k in range(first, len(phrases))]
         fact = list(LINE_FACTS).index(rule.fact) if rule.fact else -1
         limits = [_NO_BOUND if limit is None else limit for limit in (rule.max_words, rule.max_chars)]
         flags = [int(rule.unfinished), int(rule.blank_lines)]
         place = [first, len(phrases), presets.index(rule.preset)]
         ints[index] = [_kind(rule), ACTIONS.index(rule.action), fact, PLACES.index(rule.at), *limits, *flags, *place]
         bounds[index] = (-np.inf if rule.min is None else rule.min, np.inf if rule.max is None else rule.max)
-    kinds, pairs = _byte_kinds(), np.zeros(1 << 16, dtype=np.uint8)
-    for phrase, _ in anywhere:
-        raw = phrases[phrase]
-        kinds[list({raw[0], raw[:1].upper()[0]})] |= line_scan.OPENS_PHRASE
-        pairs[[raw[0] << 8 | second for second in ([raw[1]] if len(raw) > 1 else range(256))]] = 1
     joined = np.frombuffer(b"".join(phrases), dtype=np.uint8).copy()
     offsets = np.cumsum([0, *(len(raw) for raw in phrases)]).astype(np.int64)
-    return Compiled(
-        ints, bounds, joined, offsets, kinds, pairs, np.array(anywhere, dtype=np.int64).reshape(-1, 2)
-    )  # fmt: skip
+    pairs = _pairs([phrases[k][offset : offset + 2] for k, _, offset in anywhere])
+    return Compiled(ints, bounds, joined, offsets, np.array(anywhere, dtype=np.int64).reshape(-1, 3), pairs)
 
 
-def _byte_kinds() -> np.ndarray:
-    kinds = np.zeros(256, dtype=np.uint8)
-    for code in range(128):
-        char = chr(code)
-        kinds[code] = (
-            line_scan.SPACE_BYTE * char.isspace() | line_scan.UPPER_BYTE * char.isupper()
-            | line_scan.DIGIT_BYTE * char.isdigit() | line_scan.BRACKET * (char == "[")
-        )  # fmt: skip
-    kinds[128:] = line_scan.WIDE_BYTE
-    return kinds
+def _rarest_pair(phrase: bytes) -> int:
+    """Return where the two neighbouring bytes stand by which a phrase (lowered) is looked for: those seldom in text."""
+
+    def frequency(byte: int) -> int:
+        rank = _BY_FREQUENCY.find(byte)
+        return 1 if rank < 0 else len(_BY_FREQUENCY) + 1 - rank
+
+    return min(range(max(len(phrase) - 1, 1)), key=lambda k: math.prod(map(frequency, phrase[k : k + 2])))
+
+
+def _pairs(wanted: Sequence[bytes]) -> np.ndarray:
+    """Return `Compiled.pairs` for two bytes of each phrase, or for its one."""
+    pairs = np.zeros(1 << 16, dtype=np.uint8)
+    pairs[(np.arange(256) << 8) | ord("[")] |= BRACKET_PAIR
+    for pair in wanted:
+        seconds = {pair[1], pair[1:].upper()[0]} if len(pair) > 1 else range(256)
+        pairs[[first | second << 8 for first in {pair[0], pair[:1].upper()[0]} for second in seconds]] |= PHRASE_PAIR
+    return pairs
 
 
 def _kind(rule: LineRule) -> int:
@@ -199,10 +207,10 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
         bits=np.zeros(len(docs), dtype=np.int64),
         tripped=np.full(len(docs), -1, dtype=np.int64),
         edited=np.zeros(len(docs), dtype=bool),
-        ended=lines.facts[line_scan.ENDS_SENTENCE] != 0,
+        ended=lines.facts[line_measures.ENDS_SENTENCE] != 0,
         docs=docs,
         trips=np.zeros((views.num_docs, len(rules)), dtype=np.int64),
-        owner=np.full(len(data) if edits else 0, -1, dtype=np.int16),
+        owner=np.full(len(data) if edits else 0, _UNTOUCHED, dtype=np.uint8),
         edited_words=[],
     )
     _judge(lines, compiled, 0, np.arange(len(docs)), state)
@@ -214,20 +222,6 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
     return LineFindings(
         of_docs, begins, ends, by_rule, done, bits, state.trips, cut_words, num_words, open_lines
     )  # fmt: skip
-
-
-class _Lines(NamedTuple):
-    """L lines, as edits have left them, and what is measured of them."""
-
-    data: np.ndarray
-    place: np.ndarray
-    """int64: where each byte of `data` stood before any edit; empty: where it stands."""
-    starts: np.ndarray
-    stops: np.ndarray
-    facts: np.ndarray
-    hits: np.ndarray
-    masks: np.ndarray
-    """int64, shape (L,): rules that hold for the line's document."""
 
 
 class _State(NamedTuple):
@@ -243,20 +237,20 @@ class _State(NamedTuple):
     docs: np.ndarray
     trips: np.ndarray
     owner: np.ndarray
-    """int16: the rule that took each byte of the text, -1 none."""
+    """uint8: the rule that took each byte of the text, `_UNTOUCHED` none; empty if no rule edits."""
     edited_words: list[tuple[np.ndarray, int, np.ndarray]]
     """(lines, rule, words that it took out of each)."""
 
 
 def _measured(
     compiled: Compiled, data: np.ndarray, place: np.ndarray, spans: tuple[np.ndarray, np.ndarray], masks: np.ndarray
-) -> _Lines:
-    facts, hits = np.zeros((line_scan.NUM_FACTS, len(masks))), np.zeros(len(masks), dtype=np.int64)
-    line_scan.measure_lines(data, *spans, compiled, class_table(), facts, hits)
-    return _Lines(data, place, *spans, facts, hits, masks)
+) -> Lines:
+    facts, hits = np.empty((line_measures.NUM_FACTS, len(masks))), np.empty(len(masks), dtype=np.int64)
+    line_measures.measure_lines(data, *spans, compiled, class_table(), facts, hits)
+    return Lines(data, place, *spans, facts, hits, masks)
 
 
-def _judge(lines: _Lines, compiled: Compiled, first: int, at: np.ndarray, state: _State) -> None:
+def _judge(lines: Lines, compiled: Compiled, first: int, at: np.ndarray, state: _State) -> None:
     """Run the rules from `first` on over lines, all lines at once; those that a rule edits go on by themselves.
 
     `at` are the lines' numbers in the batch.
@@ -264,10 +258,7 @@ def _judge(lines: _Lines, compiled: Compiled, first: int, at: np.ndarray, state:
     active = np.ones(len(at), dtype=bool)
     for rule in range(first, len(compiled.ints)):
         action = compiled.ints[rule, line_scan.ACTION]
-        asked = active & ((lines.masks >> rule) & 1 == 1)
-        if action != line_scan.CUT_LINE:
-            asked &= state.cut[at] < 0
-        holds = np.flatnonzero(_holding(lines, compiled, rule, asked))
+        holds = line_scan.holding_lines(lines, rule, compiled, class_table(), active, state.cut, at)
         if not len(holds):
             continue
         mine = at[holds]
@@ -275,69 +266,50 @@ def _judge(lines: _Lines, compiled: Compiled, first: int, at: np.ndarray, state:
             state.bits[mine] |= np.int64(1 << rule)
             state.cut[mine] = np.where(state.cut[mine] < 0, rule, state.cut[mine])
         elif action == line_scan.DROP_DOCUMENT:
-            np.add.at(state.trips[:, rule], state.docs[mine], 1)
+            state.trips[:, rule] += np.bincount(state.docs[mine], minlength=len(state.trips))
             state.tripped[mine] = np.where(state.tripped[mine] < 0, rule, state.tripped[mine])
         else:
             active[holds] = False
-            spans = lines.starts[holds], lines.stops[holds]
-            left = line_scan.edit_lines(lines.data, lines.place, spans, rule, compiled, class_table(), state.owner)
-            edited = _measured(compiled, left[0], left[1], (left[2], left[3]), lines.masks[holds])
-            words = lines.facts[line_scan.NUM_WORDS, holds], edited.facts[line_scan.NUM_WORDS]
-            state.edited[mine], state.ended[mine] = True, edited.facts[line_scan.ENDS_SENTENCE] != 0
+            edited = _edited(lines, compiled, rule, holds, state.owner)
+            words = lines.facts[line_measures.NUM_WORDS, holds], edited.facts[line_measures.NUM_WORDS]
+            state.edited[mine], state.ended[mine] = True, edited.facts[line_measures.ENDS_SENTENCE] != 0
             state.edited_words.append((mine, rule, words[0] - words[1]))
             nothing = mine[(words[0] > 0) & (words[1] == 0)]  # of the line is left: it goes
             state.cut[nothing], state.bits[nothing] = rule, state.bits[nothing] | np.int64(1 << rule)
             _judge(edited, compiled, rule + 1, mine, state)
 
 
-def _words(lines: _Lines, compiled: Compiled, state: _State, num_docs: int) -> tuple[np.ndarray, np.ndarray]:
+def _edited(lines: Lines, compiled: Compiled, rule: int, holds: np.ndarray, owner: np.ndarray) -> Lines:
+    """Return the lines `holds` as a rule leaves them, measured again."""
+    if compiled.ints[rule, line_scan.KIND] == line_scan.OUTER_SPACE:
+        data, place = lines.data, lines.place
+        starts, stops = line_scan.strip_lines(lines, holds, rule, class_table(), owner)
+    else:
+        data, place, spans = line_scan.edit_lines(lines, holds, rule, compiled, class_table(), owner)
+        starts, stops = spans
+    return _measured(compiled, data, place, (starts, stops), lines.masks[holds])
+
+
+def _words(lines: Lines, compiled: Compiled, state: _State, num_docs: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (words that each preset's rules took out of each document, its words)."""
     presets = compiled.ints[:, line_scan.PRESET]
-    words = lines.facts[line_scan.NUM_WORDS]
-    took = np.zeros((num_docs, int(presets.max(initial=-1)) + 1), dtype=np.int64)
+    num_presets = int(presets.max(initial=-1)) + 1
+    words = lines.facts[line_measures.NUM_WORDS]
     gone = np.flatnonzero(state.cut >= 0)
-    np.add.at(took, (state.docs[gone], presets[state.cut[gone]]), words[gone].astype(np.int64))
+    cells = state.docs[gone] * num_presets + presets[state.cut[gone]]
+    took = np.bincount(cells, words[gone], num_docs * num_presets).astype(np.int64).reshape(num_docs, num_presets)
     for at, rule, fewer in state.edited_words:
-        stays = state.cut[at] < 0
-        np.add.at(took[:, presets[rule]], state.docs[at[stays]], fewer[stays].astype(np.int64))
+        stays = (state.cut[at] < 0) & (fewer > 0)
+        took[:, presets[rule]] += np.bincount(state.docs[at[stays]], fewer[stays], num_docs).astype(np.int64)
     return took, np.bincount(state.docs, words, num_docs).astype(np.int64)
 
 
-def _open_lines(lines: _Lines, state: _State, num_docs: int) -> np.ndarray:
-    stays = np.flatnonzero((state.cut < 0) & (lines.facts[line_scan.NUM_WORDS] > 0))
+def _open_lines(lines: Lines, state: _State, num_docs: int) -> np.ndarray:
+    stays = np.flatnonzero((state.cut < 0) & (lines.facts[line_measures.NUM_WORDS] > 0))
     last = np.full(num_docs, -1, dtype=np.int64)
     last[state.docs[stays]] = stays  # ascending, so that the last one stands
     counts = np.bincount(state.docs[stays[~state.ended[stays]]], minlength=num_docs)
     return (counts - ((last >= 0) & ~state.ended[last]) if len(state.docs) else counts).astype(np.int64)
-
-
-def _holding(lines: _Lines, compiled: Compiled, rule: int, asked: np.ndarray) -> np.ndarray:
-    """Return bool, shape (L,): the asked lines for which a rule holds."""
-    ints, facts = compiled.ints[rule], lines.facts
-    if not ints[line_scan.BLANK]:
-        asked = asked & (facts[line_scan.NUM_WORDS] > 0)
-    for limit, fact in ((line_scan.MAX_WORDS, line_scan.NUM_WORDS), (line_scan.MAX_CHARS, line_scan.NUM_CHARS)):
-        if ints[limit] < _NO_BOUND:
-            asked = asked & (facts[fact] <= ints[limit])
-    if ints[line_scan.UNFINISHED]:
-        asked = asked & (facts[line_scan.ENDS_SENTENCE] == 0)
-    kind = ints[line_scan.KIND]
-    if kind == line_scan.BOUND:
-        values, (low, high) = facts[ints[line_scan.FACT]], compiled.bounds[rule]
-        return np.asarray(asked & ((values < low) | (values > high)))
-    if kind == line_scan.PHRASES and ints[line_scan.AT] == line_scan.ANYWHERE:
-        return np.asarray(asked & ((lines.hits >> rule) & 1 == 1))
-    if kind == line_scan.COUNTER:
-        asked = asked & (facts[line_scan.DIGIT_FRAC] > 0)
-    elif kind != line_scan.PHRASES:
-        hit = line_scan.BRACKET_HIT if kind == line_scan.CITATION else line_scan.SPACE_HIT
-        asked = asked & (lines.hits & hit != 0)
-    at = np.flatnonzero(asked)
-    holds = np.zeros(len(asked), dtype=bool)
-    holds[at] = line_scan.rare_rule_holds(
-        lines.data, lines.starts[at], lines.stops[at], rule, compiled, class_table()
-    )
-    return holds
 
 
 @numba.njit(cache=True)
@@ -362,11 +334,14 @@ def _add_edits(
     """Add what edits took out of a line that stays, one span per run of bytes of one rule."""
     i = span[0]
     while i < span[1]:
+        if i + 8 <= span[1] and load_uint64(owner, i) == _EIGHT_UNTOUCHED:
+            i += 8
+            continue
         rule = int(owner[i])
         first = i
         while i < span[1] and owner[i] == rule:
             i += 1
-        if rule >= 0:
+        if rule != _UNTOUCHED:
             found = _room(found, count, 1)
             _put(found, count, doc, (first - begin, i - begin), rule, EDITED, int(np.int64(1) << rule))
             count += 1

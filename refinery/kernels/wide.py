@@ -13,7 +13,8 @@ import numpy as np
 from refinery.hashing import load_uint64
 
 _LOW = np.uint64(0x0101010101010101)
-_HIGH = np.uint64(0x8080808080808080)
+HIGH_BITS = np.uint64(0x8080808080808080)
+"""The high bit of each of eight bytes."""
 _NEWLINES, _BLANKS = np.uint64(0x0A0A0A0A0A0A0A0A), np.uint64(0x2020202020202020)
 _ONE, _S7, _S56 = (np.uint64(n) for n in (1, 7, 56))
 _SEVEN_BITS, _LOWER_BIT = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
@@ -34,15 +35,30 @@ def equal_bytes(eight: np.uint64, eights: np.uint64) -> np.uint64:
 
 
 @numba.njit(cache=True, inline="always")
+def bytes_below(bits: np.uint64) -> int:
+    """Return how many whole bytes lie below the lowest bit that is set; 8 if none is."""
+    below = (bits & (~bits + _ONE)) - _ONE
+    count: Any = np.int64((((below >> _S7) & _LOW) * _LOW) >> _S56)
+    return count
+
+
+@numba.njit(cache=True, inline="always")
+def count_marked(marks: np.uint64) -> int:
+    """Return how many of eight bytes have their high bit set; no other bit may be."""
+    count: Any = np.int64(((marks >> _S7) * _LOW) >> _S56)
+    return count
+
+
+@numba.njit(cache=True, inline="always")
 def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
     r"""Return (position of the first ``\n`` at or after `begin`, or `end`; characters that start before it)."""
     chars: Any
     i, chars = begin, 0
     while i + 8 <= end:
         eight: np.uint64 = load_uint64(data, i)
-        if equal_bytes(eight, _NEWLINES) & _HIGH:
+        if equal_bytes(eight, _NEWLINES) & HIGH_BITS:
             break
-        chars += 8 - np.int64((((eight & ~(eight << _ONE) & _HIGH) >> _S7) * _LOW) >> _S56)
+        chars += 8 - count_marked(eight & ~(eight << _ONE) & HIGH_BITS)
         i += 8
     while i < end and data[i] != 0x0A:
         if data[i] & 0xC0 != 0x80:
@@ -54,10 +70,7 @@ def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
 @numba.njit(cache=True, inline="always")
 def leading_blanks(data: np.ndarray, begin: int) -> int:
     """Return how many of the eight bytes from `begin` on, which must be there, come before one that is no U+0020."""
-    other: np.uint64 = load_uint64(data, begin) ^ _BLANKS
-    before = (other & (~other + _ONE)) - _ONE  # all bits below the first that differs
-    count: Any = np.int64((((before >> _S7) & _LOW) * _LOW) >> _S56)
-    return count
+    return bytes_below(load_uint64(data, begin) ^ _BLANKS)
 
 
 @numba.njit(cache=True, inline="always")
@@ -71,7 +84,7 @@ def may_hold(data: np.ndarray, first: int, last: int, eights: np.uint64) -> bool
     found = np.uint64(0)
     for i in range(first, last, 8):
         eight: np.uint64 = load_uint64(data, i)
-        found |= (equal_bytes(eight, eights) | eight) & _HIGH
+        found |= (equal_bytes(eight, eights) | eight) & HIGH_BITS
     return found != 0
 
 
@@ -99,8 +112,8 @@ def ascii_word_run(data: np.ndarray, begin: int) -> tuple[int, bool, bool, bool]
     folded = low7 | _LOWER_BIT
     letters = (folded + _FROM_A) & ~(folded + _BEHIND_Z)
     digits = (low7 + _FROM_0) & ~(low7 + _BEHIND_9)
-    others = (~(letters | digits) | eight) & _HIGH
-    before = ((others & (~others + _ONE)) - _ONE) & _HIGH  # high bits below the first other; all if there is none
+    others = (~(letters | digits) | eight) & HIGH_BITS
+    before = ((others & (~others + _ONE)) - _ONE) & HIGH_BITS  # high bits below the first other; all if there is none
     letters &= before
     lower = letters & (eight << _TWO)  # the bit that tells the cases apart, moved to the high bit
     run: Any = np.int64(((before >> _S7) * _LOW) >> _S56)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,7 +171,7 @@ def _cuts(found: pa.Table, stays: np.ndarray) -> pa.Table:
     rows = found.filter(pa.array(mine)).select(["doc_id", "start", "end", "rule"])
     nothing = pa.nulls(rows.num_rows, pa.string())
     rows = rows.rename_columns(["doc_id", "start", "end", "reason"]).append_column("because_of", nothing)
-    return conform(rows.append_column("stage", pa.array([NAME] * rows.num_rows, pa.string())), CUTS)
+    return conform(rows.append_column("stage", pa.repeat(pa.scalar(NAME, pa.string()), rows.num_rows)), CUTS)
 
 
 def _tally_with_cuts(
@@ -183,9 +182,9 @@ def _tally_with_cuts(
     sizes = documents.column("num_bytes").to_numpy() - np.bincount(rows, lengths, documents.num_rows).astype(np.int64)
     shortened = documents.set_column(documents.column_names.index("num_bytes"), "num_bytes", pa.array(sizes))
     counts = tally(shortened, entered, reasons)
-    by_reason = cuts.column("reason").to_numpy(zero_copy_only=False)
-    for reason in sorted(set(by_reason.tolist())):
-        mine = by_reason == reason
+    by_reason = cuts.column("reason").combine_chunks().dictionary_encode()
+    for reason, code in sorted((name, code) for code, name in enumerate(by_reason.dictionary.to_pylist())):
+        mine = by_reason.indices.to_numpy() == code
         lost = np.bincount(rows[mine], lengths[mine], documents.num_rows).astype(np.int64)
         counts += tally_cuts(documents, lost, reason)
     return counts
@@ -194,9 +193,9 @@ def _tally_with_cuts(
 def _line_counts(found: pa.Table, cuts: pa.Table, names: list[str]) -> dict[str, list[int]]:
     """Return figures per line rule: spans cut in kept documents; spans of all that each, or it alone, would cut."""
     bits = found.column("line_rule_bits").to_numpy()
-    tally_of = Counter(cuts.column("reason").to_pylist())
+    tally_of = {count["values"]: count["counts"] for count in cuts.column("reason").value_counts().to_pylist()}
     return {
-        "cut": [tally_of[name] for name in names],
+        "cut": [tally_of.get(name, 0) for name in names],
         "would_cut": [int(((bits >> i) & 1).sum()) for i in range(len(names))],
         "would_cut_alone": [int((bits == np.int64(1) << i).sum()) for i in range(len(names))],
     }

@@ -17,8 +17,8 @@ from refinery.io import parts as part_files
 from refinery.io import storage
 from refinery.io.survivors import read_labels, read_survivors
 from refinery.kernels.boundaries import cut_boundaries, pack_boundaries
-from refinery.kernels.cuts import apply_cuts, kept_bytes
-from refinery.kernels.line_rules import ACTIONS, EDITED, TRIPPED, LineFindings, LineRule, find_lines, line_presets
+from refinery.kernels.cuts import kept_bytes, without_bytes
+from refinery.kernels.line_rules import ACTIONS, LineFindings, LineRule, find_lines, line_presets
 from refinery.kernels.line_rules import ALGORITHM_VERSION as LINES_VERSION
 from refinery.kernels.preset import CJK_MIN_FRAC, LINE_SIGNALS
 from refinery.kernels.segmentation import segment_han
@@ -170,9 +170,10 @@ def _left(
     """
     cut = findings.is_cut
     docs, starts, ends = findings.docs[cut], findings.starts[cut], findings.ends[cut]
-    lost = np.zeros((views.num_docs, len(line_presets(task.line_rules))), dtype=np.int64)
-    preset_of = np.array([line_presets(task.line_rules).index(r.preset) for r in task.line_rules], dtype=np.int64)
-    np.add.at(lost, (docs, preset_of[findings.rules[cut]]), ends - starts)
+    presets = line_presets(task.line_rules)
+    preset_of = np.array([presets.index(r.preset) for r in task.line_rules], dtype=np.int64)
+    cells = docs * len(presets) + preset_of[findings.rules[cut]]
+    lost = np.bincount(cells, ends - starts, views.num_docs * len(presets)).reshape(views.num_docs, len(presets))
     again = np.unique(docs) if task.ngrams_before else np.arange(views.num_docs)
     left = _shortened(views, boundaries, again, (docs, starts, ends))
     after = _measure(task, *left, ngrams=task.ngrams_left)
@@ -182,7 +183,7 @@ def _left(
         columns[name][again] = values
     batch = signal_batch(columns)
     extra = {}
-    for preset, name in enumerate(line_presets(task.line_rules)):
+    for preset, name in enumerate(presets):
         words, size = np.maximum(findings.num_words, 1), np.maximum(before["num_bytes"], 1)
         extra[f"{name}.cut_word_frac"] = (findings.cut_words[:, preset] / words).astype(np.float32)
         extra[f"{name}.cut_byte_frac"] = (lost[:, preset] / size).astype(np.float32)
@@ -202,32 +203,28 @@ def _shortened(
 ) -> tuple[TextViews, np.ndarray | None]:
     """Return some documents without their cuts, and the word boundaries of what is left."""
     rows = np.arange(views.num_docs)
-    whole = text_views(apply_cuts(views, rows, *cuts))
     kept = kept_bytes(views, rows, *cuts)
-    left = boundaries
-    if boundaries is not None and kept is not None:
-        left = cut_boundaries(boundaries[views.offsets[0] : views.offsets[-1]], kept[0])
-    if len(docs) == views.num_docs:
-        return whole, left
-    lengths = np.diff(whole.offsets)[docs]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    taken = np.repeat(whole.offsets[docs] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    data = whole.data[taken]
-    for array in (offsets, data):
-        array.flags.writeable = False
-    return TextViews(offsets, data), None if left is None else left[taken]
+    if kept is None and len(docs) == views.num_docs:
+        return views, boundaries
+    keep, lengths = kept or (np.ones(views.offsets[-1] - views.offsets[0], dtype=bool), np.diff(views.offsets))
+    begins = views.offsets - views.offsets[0]
+    for doc in np.setdiff1d(rows, docs, assume_unique=True):
+        keep[begins[doc] : begins[doc + 1]] = False
+    left = text_views(without_bytes(views, keep, lengths[docs]))
+    if boundaries is None:
+        return left, None
+    return left, cut_boundaries(boundaries[views.offsets[0] : views.offsets[-1]], keep)
 
 
 def _findings_table(task: RulesTask, ids: np.ndarray, findings: LineFindings) -> pa.Table:
-    names = np.array([rule.name for rule in task.line_rules], dtype=object)
-    actions = np.where(findings.done == EDITED, ACTIONS[1], np.where(findings.done == TRIPPED, ACTIONS[2], ACTIONS[0]))
+    names = pa.array([rule.name for rule in task.line_rules], pa.string())
     return pa.table(
         {
             "doc_id": ids[findings.docs],
             "start": findings.starts,
             "end": findings.ends,
-            "rule": pa.array(names[findings.rules], pa.string()),
-            "action": pa.array(actions.tolist(), pa.string()),
+            "rule": names.take(pa.array(findings.rules)),
+            "action": pa.array(ACTIONS, pa.string()).take(pa.array(findings.done)),
             "line_rule_bits": findings.bits,
         }
     ).cast(LINE_FINDINGS)
