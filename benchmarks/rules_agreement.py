@@ -70,7 +70,7 @@ def _lines_of(texts: list[str], preset: str) -> tuple[list[str | None], list[str
     found = find_lines(views, rules.lines, np.full(len(texts), (1 << len(rules.lines)) - 1, dtype=np.int64))
     cut = found.is_cut
     left = apply_cuts(views, np.arange(len(texts)), found.docs[cut], found.starts[cut], found.ends[cut])
-    columns = signals(text_views(left), ngrams=False)
+    columns = signals(text_views(left), passes="words")
     columns[f"{preset}.num_line_sentences"] = columns["num_sentences"] + found.open_lines
     decided = decide(columns, rules.rules).reasons(rules.rules)
     tripped = [next((rules.lines[r].name for r in np.flatnonzero(row)), None) for row in found.trips]

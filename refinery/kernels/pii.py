@@ -99,17 +99,29 @@ def mask(text: str) -> tuple[str, dict[str, int]]:
 
 
 def _replaced(text: str, spans: list[_Span]) -> tuple[str, dict[str, int]]:
+    """Put a token in the place of every span; spans that overlap are one, of the kind of the longest."""
     parts: list[str] = []
     counts: dict[str, int] = {}
     at = 0
-    for start, end, kind in spans:
-        if start < at:
-            continue  # inside what has gone already
+    for start, end, kind in _joined(spans):
         parts += (text[at:start], TOKENS[kind])
         counts[kind] = counts.get(kind, 0) + 1
         at = end
     parts.append(text[at:])
     return "".join(parts), counts
+
+
+def _joined(spans: list[_Span]) -> Iterator[_Span]:
+    first, last, kind, longest = *spans[0], spans[0][1] - spans[0][0]
+    for start, end, other in spans[1:]:
+        if start >= last:
+            yield first, last, kind
+            first, last, kind, longest = start, end, other, end - start
+            continue
+        last = max(last, end)
+        if end - start > longest:
+            kind, longest = other, end - start
+    yield first, last, kind
 
 
 def _at_spans(text: str) -> Iterator[_Span]:

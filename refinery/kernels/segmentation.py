@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from refinery.hashing import load_uint64
 from refinery.kernels.char_classes import decode
 from refinery.kernels.segmentation_dictionary import FIRST_HAN, LAST_HAN, OUTSIDE, Dictionary, load_dictionary
 from refinery.kernels.text import TextViews
+from refinery.kernels.wide import HIGH_BITS
 
 ALGORITHM_VERSION = 1
 """Raised whenever a boundary can change: stored boundaries of another version are computed anew."""
 
 _HAN_SHIFT = FIRST_HAN - 0x80
+_ALL_ASCII = np.uint64(0)
 
 
 class Segmentation(NamedTuple):
@@ -71,13 +74,17 @@ def _segmented(views: TextViews, dictionary: Dictionary | None, *, every: bool) 
 @numba.njit(cache=True, nogil=True)
 def _find_han(offsets: np.ndarray, data: np.ndarray, has_han: np.ndarray) -> None:
     for doc in range(len(offsets) - 1):
-        for i in range(offsets[doc], offsets[doc + 1] - 2):
-            if data[i] < 0xE4 or data[i] > 0xE9:
+        i, last = offsets[doc], offsets[doc + 1] - 2
+        while i < last:
+            if i + 8 <= len(data) and (load_uint64(data, i) & HIGH_BITS) == _ALL_ASCII:
+                i += 8
                 continue
-            code = ((np.int64(data[i]) & 0x0F) << 12) | ((np.int64(data[i + 1]) & 0x3F) << 6) | (data[i + 2] & 0x3F)
-            if FIRST_HAN <= code <= LAST_HAN:
-                has_han[doc] = True
-                break
+            if 0xE4 <= data[i] <= 0xE9:
+                code = ((np.int64(data[i]) & 0x0F) << 12) | ((np.int64(data[i + 1]) & 0x3F) << 6) | (data[i + 2] & 0x3F)
+                if FIRST_HAN <= code <= LAST_HAN:
+                    has_han[doc] = True
+                    break
+            i += 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ Signals are facts, thresholds are policy (`refinery.kernels.decide`). `signals_c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numba
 import numpy as np
@@ -33,18 +34,25 @@ MAX_DOCUMENT_BYTES = 2**30
 NGRAM_SIGNALS = frozenset(s.name for s in SIGNALS if Count.NGRAM_2 <= s.numerator <= Count.NGRAM_10)
 """Signals over repeated n-grams of words."""
 
+CHARACTER_SIGNALS = frozenset(s.name for s in SIGNALS if max(s.numerator, s.denominator) <= Count.SENTENCES)
+"""Signals over characters and sentences alone."""
+
+Passes = Literal["characters", "words", "ngrams"]
+"""How far a document is counted: `CHARACTER_SIGNALS`; all but `NGRAM_SIGNALS`; all."""
+
+_PASSES: tuple[Passes, ...] = ("characters", "words", "ngrams")
 _NUM_CODE_POINTS = 0x110000
 
 
 def signals(
-    views: TextViews, boundaries: np.ndarray | None = None, *, ngrams: bool = True
+    views: TextViews, boundaries: np.ndarray | None = None, *, passes: Passes = "ngrams"
 ) -> dict[str, np.ndarray]:
-    """Return every signal of `SIGNALS`, each an array of shape (docs,) and the dtype its spec names.
+    """Return the signals of `SIGNALS`, each an array of shape (docs,) and the dtype its spec names.
 
     Args:
         views: the documents.
         boundaries: optional word segmentation of Han and kana text, as in `words.word_spans`.
-        ngrams: False leaves out the signals of `NGRAM_SIGNALS`, which take half of the time.
+        passes: how far to count; n-grams take half of the time, characters a tenth.
 
     Raises:
         DataError: a document is longer than `MAX_DOCUMENT_BYTES`.
@@ -59,8 +67,13 @@ def signals(
         )
     counts = np.zeros((views.num_docs, len(Count)), dtype=np.float64)
     flags = boundary_flags(views, boundaries)
-    _count_batch(views.offsets, views.data, class_table(), flags, stop_words_zh(), longest, counts, ngrams)
-    return {spec.name: _column(spec, counts) for spec in SIGNALS if ngrams or spec.name not in NGRAM_SIGNALS}
+    far = _PASSES.index(passes)
+    _count_batch(views.offsets, views.data, class_table(), flags, stop_words_zh(), longest, counts, far)
+    return {spec.name: _column(spec, counts) for spec in SIGNALS if _is_counted(spec.name, passes)}
+
+
+def _is_counted(name: str, passes: Passes) -> bool:
+    return name in CHARACTER_SIGNALS or (passes != "characters" and (passes == "ngrams" or name not in NGRAM_SIGNALS))
 
 
 def signal_batch(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
@@ -97,7 +110,7 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
     stop_zh: np.ndarray,
     longest: int,
     counts: np.ndarray,
-    ngrams: bool,
+    passes: int,
 ) -> None:
     """Fill ``counts`` (float64, shape (docs, len(Count))); all scratch is allocated here, once, and touched lazily."""
     room = longest + 2
@@ -114,6 +127,8 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
         row = counts[doc]
         row[Count.ONE] = 1
         scan_chars(data, start, end, classes, histogram, seen, row)
+        if passes == 0:
+            continue
         scan_lines(data, start, end, classes, keys, num_chars, integers, table, row)
         scan_paragraphs(data, start, end, classes, keys, num_chars, integers, table, row)
         words, symbols = split_words(data, start, end, classes, boundaries, starts, ends, num_chars, kinds)
@@ -122,5 +137,5 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
         scan_words(
             data, start, end, classes, stop_zh, words, starts, ends, num_chars, kinds, keys, char_ends, row
         )
-        if ngrams:
+        if passes == 2:
             ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 : Count.NGRAM_10 + 1])

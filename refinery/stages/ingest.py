@@ -28,7 +28,7 @@ from refinery.stages.part_tasks import run_part_tasks
 from refinery.stages.session import read_table
 from refinery.stages.workspace import Run, commit_stage, part_entries, stage_fingerprint, up_to_date
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 
 
 def run(run_: Run, *, force: bool = False) -> StageManifest:

@@ -161,7 +161,8 @@ def decide_part(task: RulesTask, part: int) -> Decided:
 
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:
     """Return the columns of signals; 0 where an earlier stage dropped the document."""
-    return {name: table.column(name).fill_null(0).to_numpy() for name in table.column_names}
+    columns = {name: table.column(name) for name in table.column_names}
+    return {name: (c.fill_null(0) if c.null_count else c).to_numpy() for name, c in columns.items()}
 
 
 def _cuts(found: pa.Table, stays: np.ndarray) -> pa.Table:

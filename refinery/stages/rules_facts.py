@@ -23,7 +23,7 @@ from refinery.kernels.line_rules import ALGORITHM_VERSION as LINES_VERSION
 from refinery.kernels.preset import CJK_MIN_FRAC, LINE_SIGNALS
 from refinery.kernels.segmentation import segment_han
 from refinery.kernels.signals import ALGORITHM_VERSION as SIGNALS_VERSION
-from refinery.kernels.signals import signal_batch, signal_schema, signals
+from refinery.kernels.signals import Passes, signal_batch, signal_schema, signals
 from refinery.kernels.signals_datatrove import ALGORITHM_VERSION as DATATROVE_VERSION
 from refinery.kernels.signals_datatrove import datatrove_signals
 from refinery.kernels.text import TextViews, text_views
@@ -61,7 +61,7 @@ def signals_left_schema(rules: tuple[LineRule, ...]) -> pa.Schema:
 def signals_fingerprint(task: RulesTask, part: int) -> str:
     """Return what the signals of one part are a function of: the text, and the words that they count."""
     told = [task.segmentation] if task.segmentation is not None else []
-    told += [] if task.ngrams_before else ["without n-grams"]
+    told += [] if task.passes_before == "ngrams" else [task.passes_before]
     told += ["datatrove", str(DATATROVE_VERSION)] if task.wants_datatrove else []
     return fingerprint_of("signals", SIGNALS_VERSION, task.upstream[part], *told)
 
@@ -69,7 +69,7 @@ def signals_fingerprint(task: RulesTask, part: int) -> str:
 def lines_fingerprint(task: RulesTask, part: int) -> str:
     """Return what the findings of line rules, and the signals of what they leave, are a function of."""
     rules = [rule._asdict() | {"langs": list(rule.langs), "phrases": list(rule.phrases)} for rule in task.line_rules]
-    told = [rules, task.line_masks, task.ngrams_before, task.ngrams_left]
+    told = [rules, task.line_masks, task.passes_before, task.passes_left]
     return fingerprint_of("lines", LINES_VERSION, signals_fingerprint(task, part), *told)
 
 
@@ -112,7 +112,7 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
         packed = pa.nulls(views.num_docs, pa.large_binary())
         if found is not None and boundaries is not None:
             packed = pack_boundaries(views, boundaries, found.has_han)
-        before = _measure(task, views, boundaries, ngrams=task.ngrams_before)
+        before = _measure(task, views, boundaries, task.passes_before)
         columns["signals"].append(signal_batch(before))
         columns["words"].append(packed)
         rows.append(piece.rows)
@@ -137,11 +137,11 @@ def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:
 
 
 def _measure(
-    task: RulesTask, views: TextViews, boundaries: np.ndarray | None, *, ngrams: bool
+    task: RulesTask, views: TextViews, boundaries: np.ndarray | None, passes: Passes
 ) -> dict[str, np.ndarray]:
     """Return the signals that the recipe's rules can ask for."""
-    found = signals(views, boundaries, ngrams=ngrams)
-    return found | datatrove_signals(views) if task.wants_datatrove else found
+    found = signals(views, boundaries, passes=passes)
+    return found | datatrove_signals(views) if task.wants_datatrove and passes != "characters" else found
 
 
 def line_masks(task: RulesTask, labels: pa.Table, han_kana_frac: np.ndarray) -> np.ndarray:
@@ -174,9 +174,9 @@ def _left(
     preset_of = np.array([presets.index(r.preset) for r in task.line_rules], dtype=np.int64)
     cells = docs * len(presets) + preset_of[findings.rules[cut]]
     lost = np.bincount(cells, ends - starts, views.num_docs * len(presets)).reshape(views.num_docs, len(presets))
-    again = np.unique(docs) if task.ngrams_before else np.arange(views.num_docs)
+    again = np.unique(docs) if task.passes_before == "ngrams" else np.arange(views.num_docs)
     left = _shortened(views, boundaries, again, (docs, starts, ends))
-    after = _measure(task, *left, ngrams=task.ngrams_left)
+    after = _measure(task, *left, task.passes_left)
     columns = {}
     for name, values in after.items():  # without n-grams in both or in neither: no column is whole for some alone
         columns[name] = before[name].copy() if name in before else np.empty_like(values)

@@ -13,7 +13,7 @@ from refinery.kernels.preset import Preset, Rule, load_preset
 from refinery.kernels.preset_checks import check_unique
 from refinery.kernels.segmentation import ALGORITHM_VERSION as SEGMENTATION_VERSION
 from refinery.kernels.segmentation_dictionary import dictionary_identity
-from refinery.kernels.signals import NGRAM_SIGNALS
+from refinery.kernels.signals import NGRAM_SIGNALS, Passes
 from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
 from refinery.recipe import Recipe
 
@@ -82,21 +82,22 @@ class RulesTask:
         return any(rule.signal in named for rule in self.given.rules)
 
     @property
-    def ngrams_before(self) -> bool:
-        """Whether the signals of the text as it came in have those over n-grams.
+    def passes_before(self) -> Passes:
+        """How far the text as it came in is counted.
 
-        They do, unless every rule judges what line rules left: then those of that text have them, and no text is
-        counted through twice for half the price of the stage.
+        All the way, unless every rule judges what line rules left: then those signals are whole, and these are what
+        line rules themselves need. Counting both texts through would take half as long again.
         """
         masks = self.given.masks
-        return not self.line_rules or any(masks[d] & ~self.given.after.get(d, 0) for d in masks)
+        judges = not self.line_rules or any(masks[d] & ~self.given.after.get(d, 0) for d in masks)
+        return "ngrams" if judges else "characters"
 
     @property
-    def ngrams_left(self) -> bool:
-        """Whether the signals of what line rules left have those over n-grams: where a rule asks, or no other has."""
+    def passes_left(self) -> Passes:
+        """How far what line rules left is counted: with n-grams where a rule asks, or no other signals have them."""
         after = self.given.after.values()
         wanted = {rule.signal for i, rule in enumerate(self.given.rules) if any(mask >> i & 1 for mask in after)}
-        return not self.ngrams_before or bool(wanted & NGRAM_SIGNALS)
+        return "ngrams" if self.passes_before == "characters" or wanted & NGRAM_SIGNALS else "words"
 
 
 def recipe_rules(recipe: Recipe) -> RecipeRules:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refinery.errors import IntegrityError
-from refinery.kernels.cuts import apply_cuts, as_ingested, merged_spans, minus_spans, to_original, touched
+from refinery.kernels.cuts import apply_cuts, as_ingested, kept_of, merged_spans, minus_spans, to_original, touched
 from refinery.kernels.text import text_views
 
 TEXTS = ["", "a plain line\r\n", "第一条　合同", "чистый текст", "🙂\0🙂", "e\u0301", "x" * 40]
@@ -49,6 +49,15 @@ def test_equals_dropping_bytes_one_by_one(case):
         _reference(t, [(a, z) for owner, a, z in cuts if owner == row]) for row, t in zip(rows, texts, strict=True)
     ]
     assert _cut(texts, rows, cuts) == wanted
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 20)), max_size=12))
+def test_kept_values_are_those_that_stay(runs):
+    keep = np.concatenate([np.full(length, stays) for stays, length in runs] + [np.empty(0, bool)]).astype(bool)
+    values = np.arange(len(keep), dtype=np.uint8)
+    assert kept_of(values, keep).tolist() == values[keep].tolist()
+    marked = [255 if i and not keep[i - 1] else int(values[i]) for i in np.flatnonzero(keep)]
+    assert kept_of(values, keep, behind_cuts=255).tolist() == marked
 
 
 @given(documents_with_cuts())

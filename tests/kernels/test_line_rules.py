@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from refinery.errors import ConfigError
 from refinery.kernels.cuts import apply_cuts
-from refinery.kernels.line_rules import MAX_LINE_RULES, LineFindings, LineRule, find_lines, line_presets
+from refinery.kernels.line_rules import LINE_FACTS, MAX_LINE_RULES, LineFindings, LineRule, find_lines, line_presets
 from refinery.kernels.preset import load_preset
 from refinery.kernels.text import TextViews, text_views, views_of
 from tests.kernels import reference_line_rules as reference
@@ -143,6 +143,31 @@ def test_a_brace_on_a_line_that_is_cut_before_drops_nothing():
     views = views_of(texts)
     found = find_lines(views, rules, np.full(4, (1 << len(rules)) - 1))
     assert found.trips[:, braces].tolist() == [0, 1, 0, 1]  # javascript is asked before braces, policies behind them
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXTS | st.text("aA0 .é\t\x1c[", max_size=40), min_size=1, max_size=4))
+def test_facts_of_a_line_are_those_of_the_reference(texts):
+    """One rule a fact and value: lines whose fact is another than the reference's are cut."""
+    lines = [line for text in texts for line in text.replace("\r", "").split("\n") if line]
+    for fact in LINE_FACTS:
+        for line in lines:
+            value = reference.facts_of(line)[fact]
+            rule = LineRule("own.other", "cut_line", "test", fact=fact, min=value, max=value, blank_lines=True)
+            for text in (line, line + "\n", line + " " * 9):  # at the end, before it, blanks behind
+                views = views_of([text])
+                found = find_lines(views, (rule,), np.array([1]))
+                same = reference.facts_of(text.removesuffix("\n"))[fact] == value
+                assert (len(found.docs) == 0) == same, (fact, text, value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("abkK文 ", max_size=12), st.text("abkK文 ", min_size=1, max_size=5), st.text("abkK文 ", max_size=12))
+def test_a_phrase_is_found_wherever_it_stands(before, phrase, behind):
+    rule = LineRule("own.phrase", "cut_line", "test", phrases=(phrase,), blank_lines=True)
+    for text in (before + phrase + behind, before + behind):
+        found = find_lines(views_of([text]), (rule,), np.array([1]))
+        assert (len(found.docs) > 0) == (reference.lower(phrase) in reference.lower(text))
 
 
 def test_too_many_rules_are_refused():

@@ -57,6 +57,20 @@ def test_two_phone_numbers_in_one_run_are_both_found() -> None:
     assert mask("13812345678 13912345678") == ("[PHONE] [PHONE]", {"phone": 2})
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("4539148803436467+86x@y.org", "[EMAIL]"),  # a card's number that goes on as an address
+        ("+8613812345678+x@y.org, call", "[EMAIL], call"),  # the number's plus is not part of the address
+        ("https://13812345678@y.org/", "https://[PHONE]@y.org/"),
+    ],
+)
+def test_of_two_that_overlap_nothing_stays(text: str, masked: str) -> None:
+    once, counts = mask(text)
+    assert once == masked
+    assert sum(counts.values()) == 1
+
+
 def test_check_digits() -> None:
     assert is_id_card("11010519491231002X")
     assert is_id_card("11010519491231002x")

@@ -13,7 +13,7 @@ from refinery.errors import ConfigError
 from refinery.io import parts as part_files
 from refinery.io.survivors import read_labels, read_survivors
 from refinery.kernels.segmentation import segment_han
-from refinery.kernels.signals import signals
+from refinery.kernels.signals import CHARACTER_SIGNALS, signals
 from refinery.kernels.text import text_views, views_of
 from refinery.recipe import parse_recipe
 from refinery.report.explain import explain, explain_text
@@ -274,7 +274,11 @@ def test_where_every_rule_stands_behind_line_rules_the_whole_signals_are_of_what
     for row in local.table_of(values, "rules", "signals_left"):
         assert row["dup_5gram_char_frac"] == pytest.approx(float(story["dup_5gram_char_frac"][0]))
         assert row["top_2gram_char_frac"] == pytest.approx(float(story["top_2gram_char_frac"][0]))
-    assert {row["top_2gram_char_frac"] for row in local.table_of(values, "rules", "signals")} == {None}
+    for row in local.table_of(values, "rules", "signals"):
+        whole = signals(views_of([next(r["text"] for r in mine if len(r["text"].encode()) == row["num_bytes"])]))
+        told = {name: value for name, value in row.items() if value is not None and name != "doc_id"}
+        assert told.keys() == CHARACTER_SIGNALS
+        assert told == {name: pytest.approx(float(whole[name][0])) for name in told}
 
 
 def test_facts_say_what_each_rule_alone_would_cut(tmp_path):
@@ -291,6 +295,6 @@ def test_facts_say_what_each_rule_alone_would_cut(tmp_path):
 def test_a_task_is_a_function_of_its_recipe(tmp_path):
     values, _ = ran(tmp_path, RECIPES["all"])
     task = rules.rules_task(Run(parse_recipe(values)))
-    assert task.ngrams_before
-    assert not task.ngrams_left, "no rule behind the line rules asks for n-grams"
+    assert task.passes_before == "ngrams"
+    assert task.passes_left == "words", "no rule behind the line rules asks for n-grams"
     assert task.line_rules[0].name == "c4.long_word"
