@@ -40,11 +40,9 @@ def extract_text(page: str, options: Mapping[str, Any]) -> str:
             ``main_content`` (default true: without navigation, headers, footers).
 
     Raises:
-        ExtractionError: the extraction library refuses the page, or it nests deeper than `MAX_DEPTH`.
+        ExtractionError: the extraction library refuses the page.
         ConfigError: the library is not installed.
     """
-    if page.count("<") > _MANY_TAGS and _depth(page) > MAX_DEPTH:
-        raise ExtractionError(f"elements nest over {MAX_DEPTH} deep")
     main_content = bool(options.get("main_content", True))
     name = options.get("extractor", "resiliparse")
     try:
@@ -62,6 +60,18 @@ def extract_text(page: str, options: Mapping[str, Any]) -> str:
     except Exception as error:
         # third-party parsers on hostile input: whatever they raise is about this page alone
         raise ExtractionError(f"{type(error).__name__}: {error}"[:120]) from error
+
+
+def _check_depth(page: str, utf8: bytes | None) -> None:
+    """Refuse a page that nests too deep; counting tags in bytes, where the page has some, takes a fifth of the time.
+
+    Raises:
+        ExtractionError: elements nest deeper than `MAX_DEPTH`.
+    """
+    stored = np.frombuffer(utf8, dtype=np.uint8) if utf8 is not None else None
+    tags = page.count("<") if stored is None else np.count_nonzero(stored == ord("<"))
+    if tags > _MANY_TAGS and _depth(page) > MAX_DEPTH:
+        raise ExtractionError(f"elements nest over {MAX_DEPTH} deep")
 
 
 def _depth(page: str) -> int:
@@ -88,6 +98,7 @@ def page_document(spec: InputSpec, raw: bytes, where: tuple[str, int], **facts: 
     """
     page, charset = decode_document(raw, facts.pop("charset", None) or spec.options.get("encoding"))
     try:
+        _check_depth(page, None if charset else raw)
         text = extract_text(page, spec.options)
     except ExtractionError as error:
         return BadRecord(*where, "bad_html", str(error))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -75,12 +76,14 @@ def test_pages_without_text_are_bad_records(tmp_path: Path, body: bytes, reason:
 
 def test_hostile_markup_does_not_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "deep.html").write_text("<div>" * 20_000 + "deep")
+    (tmp_path / "wide.html").write_bytes(codecs.BOM_UTF16_LE + ("<div>" * 20_000 + "deep").encode("utf-16-le"))
     (tmp_path / "nul.html").write_bytes(b"<p>a\0b\xff\xfe<p>" * 100)
     (tmp_path / "open.html").write_text("<p <a <!-- <script> text")
     (tmp_path / "tags.html").write_text("<p>one <b>word</b><br>" * 20_000)
     records = {Path(r.path).name: r for r in read(tmp_path, main_content=False)}
-    assert len(records) == 4
+    assert len(records) == 5
     assert isinstance(records["deep.html"], BadRecord)
+    assert isinstance(records["wide.html"], BadRecord)
     assert isinstance(records["tags.html"], RawDocument)
 
 
