@@ -17,8 +17,8 @@ from refinery.kernels.char_classes import CLOSER, DIGIT, SPACE, TERMINAL, UPPER,
 from refinery.kernels.signals_lines import last_char
 from refinery.kernels.wide import HIGH_BITS, bytes_below, count_marked
 
-# Facts of a line, in the order of `line_rules.LINE_FACTS`.
-NUM_CHARS, NUM_WORDS, LONGEST_WORD, UPPER_FRAC, DIGIT_FRAC, ENDS_C4, ENDS_SENTENCE = range(7)
+# What is counted of a line, in the order of `line_rules.LINE_FACTS`; fractions of characters are kept as counts.
+NUM_CHARS, NUM_WORDS, LONGEST_WORD, CAPITALS, DIGITS, ENDS_C4, ENDS_SENTENCE = range(7)
 NUM_FACTS = 7
 # Bits of `measure_lines`' hits above those of the rules (at most 61 hold phrases).
 BRACKET_HIT, SPACE_HIT = 1 << 61, 1 << 62
@@ -189,7 +189,7 @@ def measure_lines(
     facts: np.ndarray,
     hits: np.ndarray,
 ) -> None:
-    """Fill in the `facts` (float64, shape (NUM_FACTS, L)) of L lines, and `hits` (int64, shape (L,)).
+    """Fill in the `facts` (int32, shape (NUM_FACTS, L)) of L lines, and `hits` (int64, shape (L,)).
 
     `hits` has a bit for every rule of which a phrase stands anywhere in the line, `BRACKET_HIT` where it holds a ``[``
     and `SPACE_HIT` where it may begin or end with white space.
@@ -198,8 +198,8 @@ def measure_lines(
         start, end = starts[line], stops[line]
         chars, words, longest, upper, digits, found = _measure_line(data, start, end, rules, classes)
         facts[NUM_CHARS, line], facts[NUM_WORDS, line], facts[LONGEST_WORD, line] = chars, words, longest
-        facts[UPPER_FRAC, line], facts[DIGIT_FRAC, line] = upper / max(chars, 1), digits / max(chars, 1)
-        facts[ENDS_C4, line], facts[ENDS_SENTENCE, line] = ends_c4(data, start, end), 0.0
+        facts[CAPITALS, line], facts[DIGITS, line] = upper, digits
+        facts[ENDS_C4, line], facts[ENDS_SENTENCE, line] = ends_c4(data, start, end), 0
         if end > start:
             opening, closing = data[start], data[end - 1]
             if not (_BLANK < opening < 0x80 and _BLANK < closing < 0x80):

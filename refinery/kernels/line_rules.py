@@ -60,7 +60,7 @@ MAX_LINE_RULES = 61
 _NO_BOUND = 2**62
 _BY_FREQUENCY = b" etaoinshrdlcumwfgypbvkjxqz" + bytes(range(0xE4, 0xEA))
 """Bytes of text, the most frequent first: English letters, then what a Han character begins with."""
-_UNTOUCHED, _EIGHT_UNTOUCHED = 0xFF, np.uint64(0xFFFFFFFFFFFFFFFF)
+_UNTOUCHED, _EIGHT_UNTOUCHED, _NO_BYTES = 0xFF, np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
 
 
 class LineRule(NamedTuple):
@@ -245,7 +245,8 @@ class _State(NamedTuple):
 def _measured(
     compiled: Compiled, data: np.ndarray, place: np.ndarray, spans: tuple[np.ndarray, np.ndarray], masks: np.ndarray
 ) -> Lines:
-    facts, hits = np.empty((line_measures.NUM_FACTS, len(masks))), np.empty(len(masks), dtype=np.int64)
+    facts = np.empty((line_measures.NUM_FACTS, len(masks)), dtype=np.int32)
+    hits = np.empty(len(masks), dtype=np.int64)
     line_measures.measure_lines(data, *spans, compiled, class_table(), facts, hits)
     return Lines(data, place, *spans, facts, hits, masks)
 
@@ -255,10 +256,10 @@ def _judge(lines: Lines, compiled: Compiled, first: int, at: np.ndarray, state: 
 
     `at` are the lines' numbers in the batch.
     """
-    active = np.ones(len(at), dtype=bool)
+    asked = np.arange(len(at))
     for rule in range(first, len(compiled.ints)):
         action = compiled.ints[rule, line_scan.ACTION]
-        holds = line_scan.holding_lines(lines, rule, compiled, class_table(), active, state.cut, at)
+        holds = line_scan.holding_lines(lines, rule, compiled, class_table(), asked, state.cut, at)
         if not len(holds):
             continue
         mine = at[holds]
@@ -269,7 +270,7 @@ def _judge(lines: Lines, compiled: Compiled, first: int, at: np.ndarray, state: 
             state.trips[:, rule] += np.bincount(state.docs[mine], minlength=len(state.trips))
             state.tripped[mine] = np.where(state.tripped[mine] < 0, rule, state.tripped[mine])
         else:
-            active[holds] = False
+            asked = np.setdiff1d(asked, holds, assume_unique=True)
             edited = _edited(lines, compiled, rule, holds, state.owner)
             words = lines.facts[line_measures.NUM_WORDS, holds], edited.facts[line_measures.NUM_WORDS]
             state.edited[mine], state.ended[mine] = True, edited.facts[line_measures.ENDS_SENTENCE] != 0
@@ -280,14 +281,23 @@ def _judge(lines: Lines, compiled: Compiled, first: int, at: np.ndarray, state: 
 
 
 def _edited(lines: Lines, compiled: Compiled, rule: int, holds: np.ndarray, owner: np.ndarray) -> Lines:
-    """Return the lines `holds` as a rule leaves them, measured again."""
-    if compiled.ints[rule, line_scan.KIND] == line_scan.OUTER_SPACE:
-        data, place = lines.data, lines.place
-        starts, stops = line_scan.strip_lines(lines, holds, rule, class_table(), owner)
-    else:
+    """Return the lines `holds` as a rule leaves them, measured anew where the text inside them changed."""
+    masks = lines.masks[holds]
+    if compiled.ints[rule, line_scan.KIND] != line_scan.OUTER_SPACE:
         data, place, spans = line_scan.edit_lines(lines, holds, rule, compiled, class_table(), owner)
-        starts, stops = spans
-    return _measured(compiled, data, place, (starts, stops), lines.masks[holds])
+        return _measured(compiled, data, place, (spans[0], spans[1]), masks)
+    spans, facts, hits = line_scan.strip_lines(lines, holds, rule, class_table(), owner)
+    if _edges_may_be_blank(compiled):
+        return _measured(compiled, lines.data, lines.place, (spans[0], spans[1]), masks)
+    return Lines(lines.data, lines.place, spans[0], spans[1], facts, hits, masks)
+
+
+def _edges_may_be_blank(compiled: Compiled) -> bool:
+    """Tell whether a phrase that is looked for anywhere may begin or end with white space."""
+    firsts = compiled.phrase_offsets[compiled.anywhere[:, 0]]
+    lasts = compiled.phrase_offsets[compiled.anywhere[:, 0] + 1] - 1
+    edges = compiled.phrases[np.concatenate([firsts, lasts])]
+    return bool(((edges <= ord(" ")) | (edges >= 0x80)).any())
 
 
 def _words(lines: Lines, compiled: Compiled, state: _State, num_docs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,9 +344,11 @@ def _add_edits(
     """Add what edits took out of a line that stays, one span per run of bytes of one rule."""
     i = span[0]
     while i < span[1]:
-        if i + 8 <= span[1] and load_uint64(owner, i) == _EIGHT_UNTOUCHED:
-            i += 8
-            continue
+        if i + 8 <= len(owner):
+            behind = _EIGHT_UNTOUCHED << np.uint64(8 * (span[1] - i)) if span[1] - i < 8 else _NO_BYTES
+            if load_uint64(owner, i) | behind == _EIGHT_UNTOUCHED:
+                i += 8
+                continue
         rule = int(owner[i])
         first = i
         while i < span[1] and owner[i] == rule:

@@ -14,12 +14,15 @@ import numpy as np
 from refinery.kernels.char_classes import DIGIT, SPACE, WORD, class_of, decode
 from refinery.kernels.line_measures import (
     BRACKET_HIT,
-    DIGIT_FRAC,
+    CAPITALS,
+    DIGITS,
+    ENDS_C4,
     ENDS_SENTENCE,
     NUM_CHARS,
     NUM_WORDS,
     SPACE_HIT,
     Compiled,
+    ends_c4,
     folded,
     matches,
 )
@@ -64,7 +67,7 @@ class Lines(NamedTuple):
     stops: np.ndarray
     """int64, shape (L,)."""
     facts: np.ndarray
-    """float64, shape (NUM_FACTS, L)."""
+    """int32, shape (NUM_FACTS, L)."""
     hits: np.ndarray
     """int64, shape (L,)."""
     masks: np.ndarray
@@ -73,7 +76,7 @@ class Lines(NamedTuple):
 
 @numba.njit(cache=True, nogil=True)
 def holding_lines(
-    lines: Lines, rule: int, rules: Compiled, classes: np.ndarray, active: np.ndarray, cut: np.ndarray, at: np.ndarray
+    lines: Lines, rule: int, rules: Compiled, classes: np.ndarray, asked: np.ndarray, cut: np.ndarray, at: np.ndarray
 ) -> np.ndarray:
     """Return the lines (int64, ascending) that are asked whether a rule holds, and for which it does.
 
@@ -82,7 +85,7 @@ def holding_lines(
         rule: the rule.
         rules: all of them.
         classes: of `char_classes.class_table`.
-        active: bool, shape (L,): lines that may be asked at all.
+        asked: int64, ascending: lines that may be asked at all.
         cut: int64: the rule that cuts each line of the batch, -1 none; only rules that cut lines are asked of those.
         at: int64, shape (L,): numbers of the lines in the batch.
     """
@@ -90,16 +93,18 @@ def holding_lines(
     words, chars, ended = lines.facts[NUM_WORDS], lines.facts[NUM_CHARS], lines.facts[ENDS_SENTENCE]
     values, low, high = lines.facts[max(ints[FACT], 0)], rules.bounds[rule, 0], rules.bounds[rule, 1]
     kind, anywhere = ints[KIND], ints[KIND] == PHRASES and ints[AT] == ANYWHERE
+    is_frac = ints[FACT] == CAPITALS or ints[FACT] == DIGITS
     edits, least_words = ints[ACTION] != CUT_LINE, 0 if ints[BLANK] else 1
     needs_hit = BRACKET_HIT if kind == CITATION else SPACE_HIT if kind == OUTER_SPACE else 0
-    holds, count = np.empty(len(at), dtype=np.int64), 0
-    for line in range(len(at)):
-        if not active[line] or not (masks[line] >> rule) & 1 or not least_words <= words[line] <= ints[MAX_WORDS]:
+    holds, count = np.empty(len(asked), dtype=np.int64), 0
+    for line in asked:
+        if not (masks[line] >> rule) & 1 or not least_words <= words[line] <= ints[MAX_WORDS]:
             continue
         if chars[line] > ints[MAX_CHARS] or (ints[UNFINISHED] and ended[line] != 0) or (edits and cut[at[line]] >= 0):
             continue
         if kind == BOUND:
-            found = values[line] < low or values[line] > high
+            value = values[line] / max(chars[line], 1) if is_frac else np.float64(values[line])
+            found = value < low or value > high
         elif anywhere:
             found = (hits[line] >> rule) & 1 == 1
         elif needs_hit and hits[line] & needs_hit == 0:
@@ -119,7 +124,7 @@ def _is_found(lines: Lines, line: int, rule: int, rules: Compiled, classes: np.n
     if kind == PHRASES:
         return _edge_phrase(lines.data, start, end, rule, rules, classes)[0] >= 0
     if kind == COUNTER:
-        return lines.facts[DIGIT_FRAC, line] > 0 and _is_counter(lines.data, start, end, rule, rules, classes)
+        return lines.facts[DIGITS, line] > 0 and _is_counter(lines.data, start, end, rule, rules, classes)
     if kind == CITATION:
         return _next_citation(lines.data, start, end, classes)[0] >= 0
     first, last = strip_span(lines.data, start, end, classes)
@@ -278,22 +283,36 @@ def _space_behind(view: np.ndarray, at: int, end: int, classes: np.ndarray) -> i
     return at
 
 
-@numba.njit(cache=True, nogil=True)
-def strip_lines(lines: Lines, holds: np.ndarray, rule: int, classes: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Return the spans (int64, shape (2, H): starts, stops) of the lines `holds` without white space at their ends.
+@numba.njit(cache=True)
+def _give_away(lines: Lines, first: int, last: int, rule: int, owner: np.ndarray) -> int:
+    """Say in `owner` that a rule takes bytes; return how many characters they are."""
+    chars = 0
+    for i in range(first, last):
+        owner[lines.place[i] if len(lines.place) else i] = rule
+        chars += lines.data[i] & 0xC0 != 0x80
+    return chars
 
-    `owner` (uint8, by place) is set to the rule where a byte goes. Nothing is copied.
+
+@numba.njit(cache=True, nogil=True)
+def strip_lines(
+    lines: Lines, holds: np.ndarray, rule: int, classes: np.ndarray, owner: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Take the white space at the ends off the lines `holds`; nothing is copied, and little is measured again.
+
+    `owner` (uint8, by place) is set to the rule where a byte goes.
+    Returns: (spans, facts, hits) of the H lines; spans int64, shape (2, H): starts, stops. Phrases that begin or end
+        with white space are to be looked for again.
     """
-    spans = np.empty((2, len(holds)), dtype=np.int64)
+    spans, facts = np.empty((2, len(holds)), dtype=np.int64), lines.facts[:, holds]
+    hits = lines.hits[holds] & ~SPACE_HIT
     for k in range(len(holds)):
         start, end = lines.starts[holds[k]], lines.stops[holds[k]]
         first, last = strip_span(lines.data, start, end, classes)
-        for i in range(start, first):
-            owner[lines.place[i] if len(lines.place) else i] = rule
-        for i in range(last, end):
-            owner[lines.place[i] if len(lines.place) else i] = rule
+        gone = _give_away(lines, start, first, rule, owner) + _give_away(lines, last, end, rule, owner)
         spans[0, k], spans[1, k] = first, last
-    return spans
+        facts[NUM_CHARS, k] -= gone
+        facts[ENDS_C4, k] = ends_c4(lines.data, first, last)
+    return spans, facts, hits
 
 
 @numba.njit(cache=True, nogil=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def rules_task(run_: Run) -> RulesTask:
 
 def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     """Make sure that one part has its facts and its decisions, and the cuts where there are line rules."""
-    facts = make_facts(task, part)
+    facts, made = make_facts(task, part)
     decided_from = (facts.signals, facts.signals_left, facts.line_findings)
     hashes = [file.content_hash for file in decided_from if file is not None]
     decisions_print = fingerprint_of(NAME, ALGORITHM_VERSION, hashes, task.rules_identity)
@@ -102,7 +103,7 @@ def rules_part(task: RulesTask, part: int) -> dict[str, Any]:
     for table in TABLES if task.line_rules else TABLES[:1]:
         files[table] = part_files.found_part(part_files.part_path(task.workdir, NAME, table, part), decisions_print)
     if not all(files.values()):
-        decided = decide_part(task, part)
+        decided = decide_part(task, part, made)
         for table, rows, schema in zip(TABLES, (decided.decisions, decided.cuts), (DECISIONS, CUTS), strict=True):
             if table in files:
                 path = part_files.part_path(task.workdir, NAME, table, part)
@@ -123,17 +124,21 @@ class Decided(NamedTuple):
     """Counts by outcome and by rule."""
 
 
-def decide_part(task: RulesTask, part: int) -> Decided:
-    """Decide one part from its stored facts."""
+def decide_part(task: RulesTask, part: int, made: Mapping[str, pa.Table] | None = None) -> Decided:
+    """Decide one part from its stored facts; those that were made just now need not be read again."""
     rules, given = task.given.rules, task.given
-    table = part_files.read_part(task.workdir, NAME, "signals", part)
+    facts = {
+        name: made[name] if made else part_files.read_part(task.workdir, NAME, name, part)
+        for name in (("signals", LEFT, FOUND) if task.line_rules else ("signals",))
+    }
+    table = facts["signals"]
     documents = read_labels(task.workdir, part, list(TALLY_COLUMNS), task.upto)
     entered = keep_mask(task.workdir, part, table.num_rows, task.upto)
     langs, domains = documents.column("lang").to_pylist(), documents.column("domain").to_pylist()
     columns = _columns(table)
     masks = np.array([given.masks[d] for d in domains], dtype=np.int64)
     if task.line_rules:
-        left = _columns(part_files.read_part(task.workdir, NAME, LEFT, part))
+        left = _columns(facts[LEFT])
         left["han_kana_frac"] = columns["han_kana_frac"]  # a document's script is that of the text as it came in
         after = np.array([given.after[d] for d in domains], dtype=np.int64)
         only_left = {name: np.zeros(table.num_rows) for name in left if name not in columns}
@@ -152,10 +157,9 @@ def decide_part(task: RulesTask, part: int) -> Decided:
     cuts = CUTS.empty_table()
     counts = tally(documents, entered, reasons)
     if task.line_rules:
-        found = part_files.read_part(task.workdir, NAME, FOUND, part)
-        cuts = _cuts(found, entered & (bits == 0))
+        cuts = _cuts(facts[FOUND], entered & (bits == 0))
         counts = _tally_with_cuts(documents, entered, reasons, cuts)
-        result["line_rules"] = _line_counts(found, cuts, [rule.name for rule in task.line_rules])
+        result["line_rules"] = _line_counts(facts[FOUND], cuts, [rule.name for rule in task.line_rules])
     return Decided(decisions, cuts, {**result, "counts": counts})
 
 

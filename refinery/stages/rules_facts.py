@@ -73,8 +73,8 @@ def lines_fingerprint(task: RulesTask, part: int) -> str:
     return fingerprint_of("lines", LINES_VERSION, signals_fingerprint(task, part), *told)
 
 
-def make_facts(task: RulesTask, part: int) -> PartFacts:
-    """Return a part's facts; what is missing of them is made in one pass over the text."""
+def make_facts(task: RulesTask, part: int) -> tuple[PartFacts, dict[str, pa.Table]]:
+    """Return a part's facts; if any is missing, all are made in one pass over the text and returned as tables, too."""
     schemas = {"signals": signals_schema()}
     prints = {"signals": signals_fingerprint(task, part)}
     if task.segmentation is not None:
@@ -93,7 +93,7 @@ def make_facts(task: RulesTask, part: int) -> PartFacts:
         table: found[table] or part_files.write_part(paths[table], tables[table], schema, prints[table])
         for table, schema in schemas.items()
     }
-    return PartFacts(files["signals"], files.get("words"), files.get(LEFT), files.get(FOUND))
+    return PartFacts(files["signals"], files.get("words"), files.get(LEFT), files.get(FOUND)), tables
 
 
 def _compute(task: RulesTask, part: int) -> dict[str, pa.Table]:

@@ -25,6 +25,14 @@ OWN = (
     LineRule("own.whole_line", "cut_line", "test", phrases=("home",), at="whole"),
     LineRule("own.long", "cut_line", "test", fact="num_chars", max=60, unfinished=True),
 )
+BLANK_EDGES = (
+    LineRule("own.trim", "cut_match", "test", pattern="outer_space"),
+    LineRule("own.deal", "cut_line", "test", phrases=(" menu", "ad: "), at="anywhere"),
+    LineRule("own.c4", "cut_line", "test", fact="ends_in_c4_mark", min=1),
+    LineRule("own.short", "cut_line", "test", fact="num_chars", min=3),
+    LineRule("own.upper", "cut_line", "test", fact="upper_frac", max=0.4),
+)
+SETS = (RULES, OWN, RULES + OWN, BLANK_EDGES, BLANK_EDGES[:1] + BLANK_EDGES[2:])
 PIECES = [
     "Hello world", "this is a line of text", "SHOUTING WORDS", "3 likes", "1,234 阅读", "12K", " ", "  ", "\t",
     "　", "\n", "\n\n", ".", "...", "…", "?", "\"", "'", "」", "。", "！", "[12]", "[]", "[edit]",
@@ -50,7 +58,7 @@ def left_of(views: TextViews, found: LineFindings) -> list[str]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from([RULES, OWN, RULES + OWN]), st.integers(0, ALL))
+@given(st.lists(TEXTS, min_size=1, max_size=4), st.sampled_from(SETS), st.integers(0, ALL))
 def test_the_kernel_does_what_the_reference_does(texts, rules, mask):
     mask |= mask << 1  # most rules hold
     mask &= (1 << len(rules)) - 1
