@@ -14,7 +14,7 @@ import numpy as np
 
 from refinery.hashing import load_uint64
 from refinery.kernels.char_classes import CLOSER, DIGIT, SPACE, TERMINAL, UPPER, class_of, decode
-from refinery.kernels.signals_lines import last_char
+from refinery.kernels.signals_lines import last_char, strip_span
 from refinery.kernels.wide import HIGH_BITS, bytes_below, count_marked
 
 # What is counted of a line, in the order of `line_rules.LINE_FACTS`; fractions of characters are kept as counts.
@@ -47,6 +47,8 @@ class Compiled(NamedTuple):
     """int64, shape (P + 1,)."""
     anywhere: np.ndarray
     """int64, shape (A, 3): (phrase, rule, offset of the two bytes it is looked for by) of phrases at any place."""
+    edges: np.ndarray
+    """bool, shape (R, 256): bytes at which phrases of a rule, looked for at one edge of lines, may begin or end."""
     pairs: np.ndarray
     """uint8, shape (65536,): flags of two bytes, the first one low: they are of a phrase, the first is a ``[``."""
 
@@ -57,7 +59,7 @@ def folded(byte: Any) -> Any:
     return byte | 0x20 if 0x41 <= byte <= 0x5A else byte
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def matches(view: np.ndarray, at: int, end: int, phrases: np.ndarray, first: int, last: int) -> bool:
     """Whether ``phrases[first:last]`` stands at byte `at`, ASCII case aside."""
     if at < 0 or at + last - first > end:
@@ -140,18 +142,37 @@ def _longest_word(data: np.ndarray, start: int, end: int, classes: np.ndarray) -
 
 
 @numba.njit(cache=True, inline="always")
-def _measure_line(
-    data: np.ndarray, start: int, end: int, rules: Compiled, classes: np.ndarray
-) -> tuple[int, int, int, int, int, int]:
-    """Return (characters, words, characters of the longest, capitals, digits, hits) of one line."""
-    chars, words, longest, upper, digits, length, hits = 0, 0, 0, 0, 0, 0, 0
+def _hits_in(data: np.ndarray, start: int, end: int, rules: Compiled) -> int:
+    """Return the rules of which a phrase stands in the line, as `_hits_of`."""
+    hits = 0
+    for i in range(start, end, 8):
+        if i + 9 > len(data) or _any_pair(load_uint64(data, i), load_uint64(data, i + 1), rules.pairs):
+            hits |= _hits_of(data, i, min(i + 8, end), start, end, rules)
+    return hits
+
+
+@numba.njit(cache=True, inline="always")
+def _measure_line(data: np.ndarray, start: int, end: int, classes: np.ndarray) -> tuple[int, int, int, int, int]:
+    """Return (characters, words, characters of the longest, capitals, digits) of one line."""
+    chars, words, longest, upper, digits, length = 0, 0, 0, 0, 0, 0
     i = start
     while i < end:
         count, eight = 0, _NONE
-        if i + 9 <= len(data):
+        if i + 8 <= len(data):
             eight = load_uint64(data, i)
             count = min(_plain_bytes(eight), end - i)
-        if count == 0:
+        if count > 0:
+            mask = HIGH_BITS >> np.uint64(64 - 8 * count)
+            begun, before, length = _words_in(eight, count, length, mask)
+            words += begun
+            longest = max(longest, before)
+            upper += _between(eight & _SEVEN_BITS, _FROM_A, _BEHIND_Z, mask)
+            digits += _between(eight & _SEVEN_BITS, _FROM_0, _BEHIND_9, mask)
+            chars += count
+            i += count
+            continue
+        is_wide = True
+        while is_wide:
             code, width = decode(data, i, end)
             flags = class_of(classes, code)
             is_space = flags & SPACE != 0
@@ -160,27 +181,16 @@ def _measure_line(
             upper += flags & UPPER != 0
             digits += flags & DIGIT != 0
             longest = max(longest, length)
-            hits |= _hits_of(data, i, i + width, start, end, rules)
             chars += 1
             i += width
-            continue
-        mask = HIGH_BITS >> np.uint64(64 - 8 * count)
-        begun, before, length = _words_in(eight, count, length, mask)
-        words += begun
-        longest = max(longest, before)
-        upper += _between(eight & _SEVEN_BITS, _FROM_A, _BEHIND_Z, mask)
-        digits += _between(eight & _SEVEN_BITS, _FROM_0, _BEHIND_9, mask)
-        if _any_pair(eight, load_uint64(data, i + 1), rules.pairs):
-            hits |= _hits_of(data, i, i + count, start, end, rules)
-        chars += count
-        i += count
+            is_wide = i < end and data[i] >= 0x80
     if longest < _LONGEST_INSIDE:  # a word with both ends among eight bytes may be longer
         longest = _longest_word(data, start, end, classes)
-    return chars, words, longest, upper, digits, hits
+    return chars, words, longest, upper, digits
 
 
 @numba.njit(cache=True, nogil=True)
-def measure_lines(
+def measure_lines(  # noqa: PLR0913, PLR0917 - compiled inner kernel
     data: np.ndarray,
     starts: np.ndarray,
     stops: np.ndarray,
@@ -188,22 +198,29 @@ def measure_lines(
     classes: np.ndarray,
     facts: np.ndarray,
     hits: np.ndarray,
+    edges: np.ndarray,
 ) -> None:
-    """Fill in the `facts` (int32, shape (NUM_FACTS, L)) of L lines, and `hits` (int64, shape (L,)).
+    """Fill in the `facts` (int32, shape (NUM_FACTS, L)) of L lines, their `hits` and their `edges`.
 
-    `hits` has a bit for every rule of which a phrase stands anywhere in the line, `BRACKET_HIT` where it holds a ``[``
-    and `SPACE_HIT` where it may begin or end with white space.
+    `hits` (int64, shape (L,)) has a bit for every rule of which a phrase stands anywhere in the line, `BRACKET_HIT`
+    where it holds a ``[`` and `SPACE_HIT` where it may begin or end with white space. `edges` (uint8, shape (2, L)) are
+    the first and the last byte that are not of white space, 0 in a blank line.
     """
     for line in range(len(starts)):
         start, end = starts[line], stops[line]
-        chars, words, longest, upper, digits, found = _measure_line(data, start, end, rules, classes)
+        chars, words, longest, upper, digits = _measure_line(data, start, end, classes)
+        found = _hits_in(data, start, end, rules)
         facts[NUM_CHARS, line], facts[NUM_WORDS, line], facts[LONGEST_WORD, line] = chars, words, longest
         facts[CAPITALS, line], facts[DIGITS, line] = upper, digits
         facts[ENDS_C4, line], facts[ENDS_SENTENCE, line] = ends_c4(data, start, end), 0
+        edges[0, line], edges[1, line] = 0, 0
         if end > start:
             opening, closing = data[start], data[end - 1]
             if not (_BLANK < opening < 0x80 and _BLANK < closing < 0x80):
                 found |= SPACE_HIT
+                start, end = strip_span(data, start, end, classes)
+            if end > start:
+                edges[0, line], edges[1, line] = data[start], data[end - 1]
             ends = closing == 0x2E or closing == 0x21 or closing == 0x3F  # noqa: PLR1714
             if not ends and not 0x30 <= closing <= 0x7A:  # letters and figures end nothing
                 ends = _ends_sentence(data, start, end, classes)

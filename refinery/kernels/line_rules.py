@@ -154,7 +154,17 @@ def compile_line_rules(rules: Sequence[LineRule]) -> Compiled:
     joined = np.frombuffer(b"".join(phrases), dtype=np.uint8).copy()
     offsets = np.cumsum([0, *(len(raw) for raw in phrases)]).astype(np.int64)
     pairs = _pairs([phrases[k][offset : offset + 2] for k, _, offset in anywhere])
-    return Compiled(ints, bounds, joined, offsets, np.array(anywhere, dtype=np.int64).reshape(-1, 3), pairs)
+    places = np.array(anywhere, dtype=np.int64).reshape(-1, 3)
+    return Compiled(ints, bounds, joined, offsets, places, _edges(rules), pairs)
+
+
+def _edges(rules: Sequence[LineRule]) -> np.ndarray:
+    """Return `Compiled.edges`."""
+    edges = np.zeros((len(rules), 256), dtype=bool)
+    for index, rule in enumerate(rules):
+        ends = [phrase.encode().lower()[-1 if rule.at == "end" else 0 :][:1] for phrase in rule.phrases]
+        edges[index, [byte for end in ends for byte in end + end.upper()]] = True
+    return edges
 
 
 def _rarest_pair(phrase: bytes) -> int:
@@ -247,8 +257,9 @@ def _measured(
 ) -> Lines:
     facts = np.empty((line_measures.NUM_FACTS, len(masks)), dtype=np.int32)
     hits = np.empty(len(masks), dtype=np.int64)
-    line_measures.measure_lines(data, *spans, compiled, class_table(), facts, hits)
-    return Lines(data, place, *spans, facts, hits, masks)
+    edges = np.empty((2, len(masks)), dtype=np.uint8)
+    line_measures.measure_lines(data, *spans, compiled, class_table(), facts, hits, edges)
+    return Lines(data, place, *spans, facts, hits, edges, masks)
 
 
 def _judge(lines: Lines, compiled: Compiled, first: int, at: np.ndarray, state: _State) -> None:
@@ -289,7 +300,7 @@ def _edited(lines: Lines, compiled: Compiled, rule: int, holds: np.ndarray, owne
     spans, facts, hits = line_scan.strip_lines(lines, holds, rule, class_table(), owner)
     if _edges_may_be_blank(compiled):
         return _measured(compiled, lines.data, lines.place, (spans[0], spans[1]), masks)
-    return Lines(lines.data, lines.place, spans[0], spans[1], facts, hits, masks)
+    return Lines(lines.data, lines.place, spans[0], spans[1], facts, hits, lines.edges[:, holds], masks)
 
 
 def _edges_may_be_blank(compiled: Compiled) -> bool:

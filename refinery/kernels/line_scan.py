@@ -70,6 +70,8 @@ class Lines(NamedTuple):
     """int32, shape (NUM_FACTS, L)."""
     hits: np.ndarray
     """int64, shape (L,)."""
+    edges: np.ndarray
+    """uint8, shape (2, L)."""
     masks: np.ndarray
     """int64, shape (L,): rules that hold for the line's document."""
 
@@ -91,11 +93,13 @@ def holding_lines(
     """
     ints, hits, masks = rules.ints[rule], lines.hits, lines.masks
     words, chars, ended = lines.facts[NUM_WORDS], lines.facts[NUM_CHARS], lines.facts[ENDS_SENTENCE]
+    digits = lines.facts[DIGITS]
     values, low, high = lines.facts[max(ints[FACT], 0)], rules.bounds[rule, 0], rules.bounds[rule, 1]
     kind, anywhere = ints[KIND], ints[KIND] == PHRASES and ints[AT] == ANYWHERE
     is_frac = ints[FACT] == CAPITALS or ints[FACT] == DIGITS
     edits, least_words = ints[ACTION] != CUT_LINE, 0 if ints[BLANK] else 1
     needs_hit = BRACKET_HIT if kind == CITATION else SPACE_HIT if kind == OUTER_SPACE else 0
+    edge, may_begin = lines.edges[1 if ints[AT] == END else 0], rules.edges[rule]
     holds, count = np.empty(len(asked), dtype=np.int64), 0
     for line in asked:
         if not (masks[line] >> rule) & 1 or not least_words <= words[line] <= ints[MAX_WORDS]:
@@ -107,28 +111,42 @@ def holding_lines(
             found = value < low or value > high
         elif anywhere:
             found = (hits[line] >> rule) & 1 == 1
-        elif needs_hit and hits[line] & needs_hit == 0:
-            found = False
+        elif kind == PHRASES:
+            found = may_begin[edge[line]]
+        elif kind == COUNTER:
+            found = digits[line] > 0
         else:
-            found = _is_found(lines, line, rule, rules, classes)
+            found = hits[line] & needs_hit != 0
         if found:
             holds[count] = line
             count += 1
+    if kind != BOUND and not anywhere:
+        count = _found_among(lines.data, lines.starts, lines.stops, holds[:count], rule, rules, classes)
     return holds[:count]
 
 
 @numba.njit(cache=True)
-def _is_found(lines: Lines, line: int, rule: int, rules: Compiled, classes: np.ndarray) -> bool:
-    """Whether a line has what a rule on a pattern, or on phrases at an edge, looks for; 20 ns for the arguments."""
-    kind, start, end = rules.ints[rule, KIND], lines.starts[line], lines.stops[line]
-    if kind == PHRASES:
-        return _edge_phrase(lines.data, start, end, rule, rules, classes)[0] >= 0
-    if kind == COUNTER:
-        return lines.facts[DIGITS, line] > 0 and _is_counter(lines.data, start, end, rule, rules, classes)
-    if kind == CITATION:
-        return _next_citation(lines.data, start, end, classes)[0] >= 0
-    first, last = strip_span(lines.data, start, end, classes)
-    return first > start or last < end
+def _found_among(
+    data: np.ndarray, starts: np.ndarray, stops: np.ndarray, holds: np.ndarray, rule: int, rules: Compiled,
+    classes: np.ndarray,
+) -> int:  # fmt: skip
+    """Keep, at the start of `holds`, the lines that have what a rule looks for, on a pattern or phrases at an edge."""
+    kind, count = rules.ints[rule, KIND], 0
+    for line in holds:
+        start, end = starts[line], stops[line]
+        if kind == PHRASES:
+            found = _edge_phrase(data, start, end, rule, rules, classes)[0] >= 0
+        elif kind == COUNTER:
+            found = _is_counter(data, start, end, rule, rules, classes)
+        elif kind == CITATION:
+            found = _next_citation(data, start, end, classes)[0] >= 0
+        else:
+            first, last = strip_span(data, start, end, classes)
+            found = first > start or last < end
+        if found:
+            holds[count] = line
+            count += 1
+    return count
 
 
 @numba.njit(cache=True)

@@ -18,7 +18,7 @@ from refinery.kernels.repetition import ngram_repetition, table_capacity
 from refinery.kernels.signals_catalog import SIGNALS, Count, SignalSpec
 from refinery.kernels.signals_chars import scan_chars
 from refinery.kernels.signals_datatrove import DATATROVE_SIGNALS
-from refinery.kernels.signals_lines import scan_lines, scan_paragraphs
+from refinery.kernels.signals_lines import scan_lines
 from refinery.kernels.signals_words import scan_words
 from refinery.kernels.text import TextViews
 from refinery.kernels.words import boundary_flags, split_words
@@ -130,7 +130,6 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
         if passes == 0:
             continue
         scan_lines(data, start, end, classes, keys, num_chars, integers, table, row)
-        scan_paragraphs(data, start, end, classes, keys, num_chars, integers, table, row)
         words, symbols = split_words(data, start, end, classes, boundaries, starts, ends, num_chars, kinds)
         row[Count.SYMBOLS] = symbols
         row[Count.TOKENS] = words + symbols

@@ -115,12 +115,14 @@ def scan_lines(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
     table: np.ndarray,
     row: np.ndarray,
 ) -> None:
-    """Count lines, their ends and their copies into `row` (float64, indexed by `Count`).
+    """Count lines and paragraphs, their ends and their copies into `row` (float64, indexed by `Count`).
 
     Scratch: `keys` uint64 and `num_chars` int32 with room for ``end - start + 1`` lines; `integers` int32, shape
     (6, same); `table` int32 as `repetition.table_capacity` says.
     """
-    nonempty, block, blank_nonempty = 0, NO_BLOCK, integers[2]
+    nonempty, block, blank_nonempty, paragraphs = 0, NO_BLOCK, integers[2], integers[3:]
+    first, last = strip_span(data, start, end, classes)
+    count, goes_on = 0, False
     begin = start
     while begin < end:
         i, chars = next_line_end(data, begin, end)
@@ -134,58 +136,67 @@ def scan_lines(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
             num_chars[nonempty] = chars
             blank_nonempty[nonempty] = 0 if filled else 1
             nonempty += 1
+            if stop > first and begin < last:
+                count = _add_to_paragraph(paragraphs, count, goes_on, begin - start, stop - start, chars)
+                goes_on = True
+        else:
+            goes_on = False
         begin = i + 1
     row[Count.NONEMPTY_LINES] = nonempty
-    first = integers[0]
-    segments, chars = repeated_segments(keys, num_chars, nonempty, table, first, integers[1])
+    of_line = integers[0]
+    segments, chars = repeated_segments(keys, num_chars, nonempty, table, of_line, integers[1])
     row[Count.DUP_LINES] = segments
     row[Count.DUP_LINE_CHARS] = chars
     for line in range(nonempty):
-        if first[line] != line and blank_nonempty[line] == 1:
+        if of_line[line] != line and blank_nonempty[line] == 1:
             chars -= num_chars[line]
     row[Count.DUP_NONBLANK_LINE_CHARS] = chars
+    count = count if first < last else 0
+    _strip_paragraphs(data, start, first, last, paragraphs, count)
+    _count_paragraphs(data, start, paragraphs, count, keys, num_chars, integers, table, row)
 
 
-@numba.njit(cache=True, nogil=True)
-def scan_paragraphs(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
+@numba.njit(cache=True, inline="always")
+def _add_to_paragraph(paragraphs: np.ndarray, count: int, goes_on: bool, begin: int, stop: int, chars: int) -> int:
+    """Add a line to the last of `count` paragraphs (rows: first byte, last + 1, characters), or begin one with it."""
+    if goes_on:
+        paragraphs[2, count - 1] += chars + begin - paragraphs[1, count - 1]  # and the line end between
+        paragraphs[1, count - 1] = stop
+        return count
+    paragraphs[0, count], paragraphs[1, count], paragraphs[2, count] = begin, stop, chars
+    return count + 1
+
+
+@numba.njit(cache=True)
+def _strip_paragraphs(
+    data: np.ndarray, start: int, first: int, last: int, paragraphs: np.ndarray, count: int
+) -> None:
+    """Take white space off the start of the first paragraph and the end of the last: text from `first` to `last`."""
+    if count == 0:
+        return
+    for i in range(start + paragraphs[0, 0], first):
+        paragraphs[2, 0] -= data[i] & 0xC0 != 0x80
+    for i in range(last, start + paragraphs[1, count - 1]):
+        paragraphs[2, count - 1] -= data[i] & 0xC0 != 0x80
+    paragraphs[0, 0], paragraphs[1, count - 1] = first - start, last - start
+
+
+@numba.njit(cache=True)
+def _count_paragraphs(  # noqa: PLR0913, PLR0917 (inner kernel: caller-owned scratch)
     data: np.ndarray,
     start: int,
-    end: int,
-    classes: np.ndarray,
+    paragraphs: np.ndarray,
+    count: int,
     keys: np.ndarray,
     num_chars: np.ndarray,
     integers: np.ndarray,
     table: np.ndarray,
     row: np.ndarray,
 ) -> None:
-    """Count paragraphs and their copies into `row`; scratch as in `scan_lines`."""
-    start, end = strip_span(data, start, end, classes)
-    paragraphs, chars = 0, 0
-    begin, i = start, start
-    while i < end:
-        if data[i] != 0x0A:
-            i, more = next_line_end(data, i, end)
-            chars += more
-            continue
-        stop, stop_chars = i, chars
-        if i > begin and data[i - 1] == 0x0D:
-            stop, stop_chars = i - 1, chars - 1
-        line_ends = 0
-        while i < end and (data[i] == 0x0A or (data[i] == 0x0D and i + 1 < end and data[i + 1] == 0x0A)):
-            if data[i] == 0x0A:
-                line_ends += 1
-            chars += 1
-            i += 1
-        if line_ends >= 2:
-            keys[paragraphs] = hash_bytes(data, begin, stop, _SEED)
-            num_chars[paragraphs] = stop_chars
-            paragraphs += 1
-            begin, chars = i, 0
-    if end > begin:
-        keys[paragraphs] = hash_bytes(data, begin, end, _SEED)
-        num_chars[paragraphs] = chars
-        paragraphs += 1
-    row[Count.PARAGRAPHS] = paragraphs
-    segments, chars = repeated_segments(keys, num_chars, paragraphs, table, integers[0], integers[1])
+    for k in range(count):
+        keys[k] = hash_bytes(data, start + paragraphs[0, k], start + paragraphs[1, k], _SEED)
+        num_chars[k] = paragraphs[2, k]
+    row[Count.PARAGRAPHS] = count
+    segments, chars = repeated_segments(keys, num_chars, count, table, integers[0], integers[1])
     row[Count.DUP_PARAGRAPHS] = segments
     row[Count.DUP_PARAGRAPH_CHARS] = chars
