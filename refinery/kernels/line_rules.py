@@ -26,15 +26,14 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from refinery.errors import ConfigError
-from refinery.hashing import load_uint64
 from refinery.kernels import line_measures, line_scan
 from refinery.kernels.char_classes import class_table
 from refinery.kernels.line_measures import BRACKET_PAIR, PHRASE_PAIR, Compiled
 from refinery.kernels.line_scan import Lines
+from refinery.kernels.line_spans import TRIPPED, UNTOUCHED, spans_of
 from refinery.kernels.text import TextViews
 
 ALGORITHM_VERSION = 1
@@ -52,15 +51,11 @@ LINE_FACTS: dict[str, str] = {
 PATTERNS = ("counter", "citation", "outer_space")
 ACTIONS = ("cut_line", "cut_match", "drop_document")
 PLACES = ("anywhere", "start", "end", "whole")
-CUT, EDITED, TRIPPED = range(3)
-"""What became of a span: its line was cut, it was taken out of its line, or it drops the document and stays."""
-
 MAX_LINE_RULES = 61
 """Rules that would cut a line are bits of an int64; two more bits say where it needs a closer look."""
 _NO_BOUND = 2**62
 _BY_FREQUENCY = b" etaoinshrdlcumwfgypbvkjxqz" + bytes(range(0xE4, 0xEA))
 """Bytes of text, the most frequent first: English letters, then what a Han character begins with."""
-_UNTOUCHED, _EIGHT_UNTOUCHED, _NO_BYTES = 0xFF, np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0)
 
 
 class LineRule(NamedTuple):
@@ -104,7 +99,7 @@ class LineFindings(NamedTuple):
     rules: np.ndarray
     """int64, shape (F,): index of the rule."""
     done: np.ndarray
-    """int64, shape (F,): CUT, EDITED or TRIPPED."""
+    """int64, shape (F,): CUT, EDITED or TRIPPED of `line_spans`; index into `ACTIONS`."""
     bits: np.ndarray
     """int64, shape (F,): every rule that would cut the line, as it came to each of them."""
     trips: np.ndarray
@@ -220,12 +215,12 @@ def find_lines(views: TextViews, rules: Sequence[LineRule], masks: np.ndarray) -
         ended=lines.facts[line_measures.ENDS_SENTENCE] != 0,
         docs=docs,
         trips=np.zeros((views.num_docs, len(rules)), dtype=np.int64),
-        owner=np.full(len(data) if edits else 0, _UNTOUCHED, dtype=np.uint8),
+        owner=np.full(len(data) if edits else 0, UNTOUCHED, dtype=np.uint8),
         edited_words=[],
     )
     _judge(lines, compiled, 0, np.arange(len(docs)), state)
     verdicts = state.cut, state.bits, state.tripped
-    found = _assemble(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
+    found = spans_of(offsets, data, (docs, starts, stops), verdicts, state.edited, state.owner)
     of_docs, begins, ends, by_rule, done, bits = (np.ascontiguousarray(found[:, k]) for k in range(6))
     cut_words, num_words = _words(lines, compiled, state, views.num_docs)
     open_lines = _open_lines(lines, state, views.num_docs)
@@ -247,7 +242,7 @@ class _State(NamedTuple):
     docs: np.ndarray
     trips: np.ndarray
     owner: np.ndarray
-    """uint8: the rule that took each byte of the text, `_UNTOUCHED` none; empty if no rule edits."""
+    """uint8: the rule that took each byte of the text, `UNTOUCHED` none; empty if no rule edits."""
     edited_words: list[tuple[np.ndarray, int, np.ndarray]]
     """(lines, rule, words that it took out of each)."""
 
@@ -331,86 +326,3 @@ def _open_lines(lines: Lines, state: _State, num_docs: int) -> np.ndarray:
     last[state.docs[stays]] = stays  # ascending, so that the last one stands
     counts = np.bincount(state.docs[stays[~state.ended[stays]]], minlength=num_docs)
     return (counts - ((last >= 0) & ~state.ended[last]) if len(state.docs) else counts).astype(np.int64)
-
-
-@numba.njit(cache=True)
-def _room(found: np.ndarray, count: int, more: int) -> np.ndarray:
-    if count + more <= len(found):
-        return found
-    larger = np.empty((2 * (count + more), 6), dtype=np.int64)
-    larger[:count] = found[:count]
-    return larger
-
-
-@numba.njit(cache=True)
-def _put(found: np.ndarray, at: int, doc: int, span: tuple[int, int], rule: int, done: int, bits: int) -> None:
-    row = found[at]
-    row[0], row[1], row[2], row[3], row[4], row[5] = doc, span[0], span[1], rule, done, bits
-
-
-@numba.njit(cache=True)
-def _add_edits(
-    owner: np.ndarray, span: tuple[int, int], doc: int, begin: int, found: np.ndarray, count: int
-) -> tuple[np.ndarray, int]:
-    """Add what edits took out of a line that stays, one span per run of bytes of one rule."""
-    i = span[0]
-    while i < span[1]:
-        if i + 8 <= len(owner):
-            behind = _EIGHT_UNTOUCHED << np.uint64(8 * (span[1] - i)) if span[1] - i < 8 else _NO_BYTES
-            if load_uint64(owner, i) | behind == _EIGHT_UNTOUCHED:
-                i += 8
-                continue
-        rule = int(owner[i])
-        first = i
-        while i < span[1] and owner[i] == rule:
-            i += 1
-        if rule != _UNTOUCHED:
-            found = _room(found, count, 1)
-            _put(found, count, doc, (first - begin, i - begin), rule, EDITED, int(np.int64(1) << rule))
-            count += 1
-    return found, count
-
-
-@numba.njit(cache=True, nogil=True)
-def _assemble(
-    offsets: np.ndarray,
-    data: np.ndarray,
-    lines: tuple[np.ndarray, np.ndarray, np.ndarray],
-    verdicts: tuple[np.ndarray, np.ndarray, np.ndarray],
-    edited: np.ndarray,
-    owner: np.ndarray,
-) -> np.ndarray:
-    """Return findings (int64, shape (F, 6)): `lines` are (document, start, stop), `verdicts` those of `_State`.
-
-    Neighbouring lines that the same rules cut are one span, and blank lines behind a cut line are of its span.
-    """
-    docs, starts, stops = lines
-    found, count = np.empty((1024, 6), dtype=np.int64), 0
-    run, last_cut, cut_to = -1, -1, -1
-    for line in range(len(docs)):
-        doc, start, stop = docs[line], starts[line], stops[line]
-        cut, bits, tripped = verdicts[0][line], verdicts[1][line], verdicts[2][line]
-        begin, end = offsets[doc], offsets[doc + 1]
-        following = min(stop + 1, end)
-        if start == begin:
-            run, cut_to = -1, -1
-        found = _room(found, count, 2)
-        if tripped >= 0:
-            _put(found, count, doc, (start - begin, following - begin), tripped, TRIPPED, bits)
-            count += 1
-        if cut >= 0:
-            joins = cut_to == start and (
-                stop == start or (found[last_cut, 3] == cut and found[last_cut, 5] == bits)
-            )  # fmt: skip
-            if joins:
-                found[last_cut, 2] = following - begin
-            else:
-                run, last_cut = run if cut_to == start else count, count
-                _put(found, count, doc, (start - begin, following - begin), cut, CUT, bits)
-                count += 1
-            cut_to = following
-        elif edited[line]:
-            found, count = _add_edits(owner, (start, stop), doc, begin, found, count)
-        if following == end and cut_to == end and found[run, 1] > 0 and data[end - 1] != 0x0A:
-            found[run, 1] -= 1  # the line end that the last line which stays would keep
-    return found[:count].copy()

@@ -35,8 +35,6 @@ CUT_LINE, CUT_MATCH, DROP_DOCUMENT = range(3)
 ANYWHERE, START, END, WHOLE = range(4)
 # Columns of `Compiled.ints`.
 KIND, ACTION, FACT, AT, MAX_WORDS, MAX_CHARS, UNFINISHED, BLANK, FIRST_PHRASE, LAST_PHRASE, PRESET = range(11)
-# Columns of what is found: document, span, rule, what became of it, every rule that would cut the line.
-DOC, SPAN_START, SPAN_END, RULE, DONE, BITS = range(6)
 _EDIT, _CITATION_NEEDED = b"edit]", b"citation needed]"
 
 
