@@ -169,6 +169,27 @@ def test_facts_of_a_line_are_those_of_the_reference(texts):
                 assert (len(found.docs) == 0) == same, (fact, text, value)
 
 
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        (" menu here", []),  # the blank that the phrase begins with is gone when it is looked for
+        ("the menu here", ["own.deal"]),
+        ("good ad: ", []),
+        ("good ad: x", ["own.deal"]),
+        ("   ab \u3000", ["own.short"]),  # two characters are left
+        ("   abc", []),
+        ("  Ab    ", ["own.short", "own.upper"]),
+        ("  ABcde ", []),
+    ],
+)
+def test_rules_behind_stripping_see_the_stripped_line(text, cut):
+    for rules in (BLANK_EDGES[:1] + BLANK_EDGES[1:2] + BLANK_EDGES[3:], BLANK_EDGES[:1] + BLANK_EDGES[3:]):
+        found = find_lines(views_of([text]), rules, np.array([(1 << len(rules)) - 1]))
+        bits = int(np.bitwise_or.reduce(found.bits[found.done == 0], initial=0))
+        named = [rule.name for k, rule in enumerate(rules) if bits >> k & 1]
+        assert named == [name for name in cut if name in [rule.name for rule in rules]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text("abkK文 ", max_size=12), st.text("abkK文 ", min_size=1, max_size=5), st.text("abkK文 ", max_size=12))
 def test_a_phrase_is_found_wherever_it_stands(before, phrase, behind):
