@@ -99,7 +99,11 @@ def kept_of(values: np.ndarray, keep: np.ndarray, *, behind_cuts: int | None = N
         values: uint8, shape (N,).
         keep: bool, shape (N,).
         behind_cuts: the value that the first byte behind each cut has instead of its own; None: its own.
+    Raises:
+        IntegrityError: the two have different lengths.
     """
+    if len(values) != len(keep):
+        raise IntegrityError(f"{len(values)} values for {len(keep)} bytes of text; they belong to other documents")
     kept = np.empty(int(np.count_nonzero(keep)), dtype=np.uint8)
     instead = -1 if behind_cuts is None else behind_cuts
     _keep(np.ascontiguousarray(values), keep.view(np.uint8), instead, kept)

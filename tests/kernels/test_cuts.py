@@ -58,6 +58,8 @@ def test_kept_values_are_those_that_stay(runs):
     assert kept_of(values, keep).tolist() == values[keep].tolist()
     marked = [255 if i and not keep[i - 1] else int(values[i]) for i in np.flatnonzero(keep)]
     assert kept_of(values, keep, behind_cuts=255).tolist() == marked
+    with pytest.raises(IntegrityError, match="other documents"):
+        kept_of(values, np.append(keep, True))
 
 
 @given(documents_with_cuts())
