@@ -112,7 +112,7 @@ def kept_of(values: np.ndarray, keep: np.ndarray, *, behind_cuts: int | None = N
 
 @numba.njit(cache=True, nogil=True)
 def _keep(values: np.ndarray, keep: np.ndarray, behind_cuts: int, kept: np.ndarray) -> None:
-    """Copy by eight bytes where eight stay; one by one took three times as long."""
+    """Copy by eight bytes where eight stay; numpy's selection by a mask took twice as long."""
     i, count, is_cut = 0, 0, False
     while i < len(keep):
         eight = load_uint64(keep, i) if i + 8 <= len(keep) else _MIXED
