@@ -18,6 +18,7 @@ from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
 from refinery.report.contained import contained_lines, contained_of
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
+from refinery.report.document_signals import signal_lines, signals_of
 from refinery.report.found_lines import found_lines, line_texts
 from refinery.report.hit_samples import hits_of
 from refinery.report.samples import LEFT, RuleBound, Sample, find_keys, read_texts, rule_bounds, word_diff
@@ -142,6 +143,7 @@ def _verdict(workdir: str, manifest: StageManifest, doc_id: int) -> dict[str, An
         "because_of": values["because_of"],
         "rules": rules,
         "figures": _figures(workdir, manifest.stage, doc_id),
+        "signals": signals_of(workdir, doc_id) if manifest.stage == "rules" else {},
     }
 
 
@@ -332,7 +334,7 @@ def _verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'':18} {rule['rule']}: {rule['signal']} is {value}, kept is {' and '.join(bounds)}{of}")
         if rule["line"]:
             lines.append(f"{'':20} line {rule['line']['number']}: {rule['line']['text'].strip()[:120]!r}")
-    return lines
+    return lines + signal_lines(verdict["signals"], 18)
 
 
 def _short(value: Any) -> str:

@@ -298,3 +298,23 @@ def test_a_task_is_a_function_of_its_recipe(tmp_path):
     assert task.passes_before == "ngrams"
     assert task.passes_left == "words", "no rule behind the line rules asks for n-grams"
     assert task.line_rules[0].name == "c4.long_word"
+
+
+def test_explain_shows_all_signals_and_what_line_rules_changed(tmp_path):
+    values, _ = ran(tmp_path, RECIPES["all"])
+    told = explain(values["workdir"], local.hex_key("en", "en-framed"))
+    [verdict] = [v for v in told["stages"] if v["stage"] == "rules"]
+    whole, left = verdict["signals"]["whole"], verdict["signals"]["left"]
+    by_hand = signals(views_of([PAGES["en-framed"][1]]))
+    assert whole == {name: pytest.approx(float(values[0])) for name, values in by_hand.items()}
+    assert left["num_bytes"] < whole["num_bytes"]
+    assert left["c4.cut_byte_frac"] > 0
+    text = explain_text(told)
+    before, behind = text.split("signals of what line rules left: ")
+    assert f"signals: num_bytes {whole['num_bytes']}, num_chars" in before
+    assert f"num_bytes {left['num_bytes']}" in behind
+    assert "c4.cut_byte_frac" in behind
+    assert max(map(len, text.splitlines())) < 200
+    code = explain_text(explain(values["workdir"], local.hex_key("co", "code")))
+    assert "signals of what line rules left: " in code
+    assert "num_words" not in code.split("signals of what line rules left: ")[1], "nothing was cut"
