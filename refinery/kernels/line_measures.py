@@ -15,7 +15,7 @@ import numpy as np
 from refinery.hashing import load_uint64
 from refinery.kernels.char_classes import CLOSER, DIGIT, SPACE, TERMINAL, UPPER, class_of, decode
 from refinery.kernels.signals_lines import last_char, strip_span
-from refinery.kernels.wide import HIGH_BITS, bytes_below, count_marked
+from refinery.kernels.wide import BEHIND_9, BLANKS, FROM_0, HIGH_BITS, SEVEN_BITS, bytes_below, count_marked
 
 # What is counted of a line, in the order of `line_rules.LINE_FACTS`; fractions of characters are kept as counts.
 NUM_CHARS, NUM_WORDS, LONGEST_WORD, CAPITALS, DIGITS, ENDS_C4, ENDS_SENTENCE = range(7)
@@ -26,11 +26,8 @@ BRACKET_HIT, SPACE_HIT = 1 << 61, 1 << 62
 PHRASE_PAIR, BRACKET_PAIR = 1, 2
 _BLANK, _LONGEST_INSIDE = 0x20, 6
 _PAIR, _S8, _S16, _S32, _S48 = (np.uint64(n) for n in (0xFFFF, 8, 16, 32, 48))
-_SEVEN_BITS, _BLANKS = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
-# added to a byte below 0x80, these set its high bit from the blank, "A", behind "Z", "0" and behind "9" on
-_FROM_BLANK, _FROM_A, _BEHIND_Z, _FROM_0, _BEHIND_9 = (
-    np.uint64(add * 0x0101010101010101) for add in (0x60, 0x3F, 0x25, 0x50, 0x46)
-)
+# added to a byte below 0x80, these set its high bit from the blank, from "A" and from behind "Z" on
+_FROM_BLANK, _FROM_A, _BEHIND_Z = (np.uint64(add * 0x0101010101010101) for add in (0x60, 0x3F, 0x25))
 _NONE, _WORD_BEFORE = np.uint64(0), np.uint64(0x80)
 
 
@@ -104,7 +101,7 @@ def _any_pair(eight: np.uint64, behind: np.uint64, pairs: np.ndarray) -> int:
 @numba.njit(cache=True, inline="always")
 def _plain_bytes(eight: np.uint64) -> int:
     """Return how many of eight bytes come before one that is a control character or none of ASCII."""
-    return bytes_below((eight | ~((eight & _SEVEN_BITS) + _FROM_BLANK)) & HIGH_BITS)
+    return bytes_below((eight | ~((eight & SEVEN_BITS) + _FROM_BLANK)) & HIGH_BITS)
 
 
 @numba.njit(cache=True, inline="always")
@@ -119,7 +116,7 @@ def _words_in(eight: np.uint64, count: int, length: int, mask: np.uint64) -> tup
 
     Returns: words that begin; characters of the word that was open, as far as it goes; of the word open at the end.
     """
-    spaces = ~(((eight & _SEVEN_BITS) ^ _BLANKS) + _SEVEN_BITS) & mask
+    spaces = ~(((eight & SEVEN_BITS) ^ BLANKS) + SEVEN_BITS) & mask
     filled = ~spaces & mask
     begun = count_marked(filled & ~((filled << _S8) | (_WORD_BEFORE if length > 0 else _NONE)))
     before: Any = length + bytes_below(spaces | (~mask & HIGH_BITS))
@@ -166,8 +163,8 @@ def _measure_line(data: np.ndarray, start: int, end: int, classes: np.ndarray) -
             begun, before, length = _words_in(eight, count, length, mask)
             words += begun
             longest = max(longest, before)
-            upper += _between(eight & _SEVEN_BITS, _FROM_A, _BEHIND_Z, mask)
-            digits += _between(eight & _SEVEN_BITS, _FROM_0, _BEHIND_9, mask)
+            upper += _between(eight & SEVEN_BITS, _FROM_A, _BEHIND_Z, mask)
+            digits += _between(eight & SEVEN_BITS, FROM_0, BEHIND_9, mask)
             chars += count
             i += count
             continue

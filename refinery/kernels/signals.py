@@ -41,6 +41,7 @@ Passes = Literal["characters", "words", "ngrams"]
 """How far a document is counted: `CHARACTER_SIGNALS`; all but `NGRAM_SIGNALS`; all."""
 
 _PASSES: tuple[Passes, ...] = ("characters", "words", "ngrams")
+_CHARACTERS, _WORDS, _NGRAMS = range(3)
 _NUM_CODE_POINTS = 0x110000
 
 
@@ -69,11 +70,12 @@ def signals(
     flags = boundary_flags(views, boundaries)
     far = _PASSES.index(passes)
     _count_batch(views.offsets, views.data, class_table(), flags, stop_words_zh(), longest, counts, far)
-    return {spec.name: _column(spec, counts) for spec in SIGNALS if _is_counted(spec.name, passes)}
+    return {spec.name: _column(spec, counts) for spec in SIGNALS if far >= _pass_of(spec.name)}
 
 
-def _is_counted(name: str, passes: Passes) -> bool:
-    return name in CHARACTER_SIGNALS or (passes != "characters" and (passes == "ngrams" or name not in NGRAM_SIGNALS))
+def _pass_of(name: str) -> int:
+    """Return the pass that counts a signal."""
+    return _CHARACTERS if name in CHARACTER_SIGNALS else _NGRAMS if name in NGRAM_SIGNALS else _WORDS
 
 
 def signal_batch(columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
@@ -127,7 +129,7 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
         row = counts[doc]
         row[Count.ONE] = 1
         scan_chars(data, start, end, classes, histogram, seen, row)
-        if passes == 0:
+        if passes == _CHARACTERS:
             continue
         scan_lines(data, start, end, classes, keys, num_chars, integers, table, row)
         words, symbols = split_words(data, start, end, classes, boundaries, starts, ends, num_chars, kinds)
@@ -136,5 +138,5 @@ def _count_batch(  # noqa: PLR0913, PLR0917 - compiled inner kernel
         scan_words(
             data, start, end, classes, stop_zh, words, starts, ends, num_chars, kinds, keys, char_ends, row
         )
-        if passes == 2:
+        if passes == _NGRAMS:
             ngram_repetition(keys, words, char_ends, integers, table, row[Count.NGRAM_2 : Count.NGRAM_10 + 1])

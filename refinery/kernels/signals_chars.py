@@ -26,9 +26,9 @@ from refinery.kernels.char_classes import (
     decode,
 )
 from refinery.kernels.signals_catalog import Count
-from refinery.kernels.wide import equal_bytes
+from refinery.kernels.wide import HIGH_BITS, equal_bytes
 
-_BYTE, _HIGH = np.uint64(0xFF), np.uint64(0x8080808080808080)
+_BYTE = np.uint64(0xFF)
 _DOTS, _CALLS, _QUESTIONS = (np.uint64(byte * 0x0101010101010101) for byte in (0x2E, 0x21, 0x3F))
 
 
@@ -104,7 +104,7 @@ def _next_terminal(data: np.ndarray, i: int, end: int, classes: np.ndarray) -> i
         while i + 8 <= end:
             eight: np.uint64 = load_uint64(data, i)
             found = equal_bytes(eight, _DOTS) | equal_bytes(eight, _CALLS) | equal_bytes(eight, _QUESTIONS)
-            if (found | eight) & _HIGH:
+            if (found | eight) & HIGH_BITS:
                 break
             i += 8
         while i < end and data[i] < 0x80 and not classes[data[i]] & TERMINAL:

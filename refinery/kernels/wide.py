@@ -15,12 +15,12 @@ from refinery.hashing import load_uint64
 _LOW = np.uint64(0x0101010101010101)
 HIGH_BITS = np.uint64(0x8080808080808080)
 """The high bit of each of eight bytes."""
-_NEWLINES, _BLANKS = np.uint64(0x0A0A0A0A0A0A0A0A), np.uint64(0x2020202020202020)
+_NEWLINES, BLANKS = np.uint64(0x0A0A0A0A0A0A0A0A), np.uint64(0x2020202020202020)
 _ONE, _S7, _S56 = (np.uint64(n) for n in (1, 7, 56))
-_SEVEN_BITS, _LOWER_BIT = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
+SEVEN_BITS, _LOWER_BIT = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x2020202020202020)
 # added to a byte below 0x80, these set its high bit from "a", from behind "z", from "0" and from behind "9" on
 _FROM_A, _BEHIND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
-_FROM_0, _BEHIND_9 = np.uint64(0x5050505050505050), np.uint64(0x4646464646464646)
+FROM_0, BEHIND_9 = np.uint64(0x5050505050505050), np.uint64(0x4646464646464646)
 _TWO = np.uint64(2)
 
 
@@ -70,7 +70,7 @@ def next_line_end(data: np.ndarray, begin: int, end: int) -> tuple[int, int]:
 @numba.njit(cache=True, inline="always")
 def leading_blanks(data: np.ndarray, begin: int) -> int:
     """Return how many of the eight bytes from `begin` on, which must be there, come before one that is no U+0020."""
-    return bytes_below(load_uint64(data, begin) ^ _BLANKS)
+    return bytes_below(load_uint64(data, begin) ^ BLANKS)
 
 
 @numba.njit(cache=True, inline="always")
@@ -108,10 +108,10 @@ def ascii_word_run(data: np.ndarray, begin: int) -> tuple[int, bool, bool, bool]
     upper-case letter and a digit are among those.
     """
     eight: np.uint64 = load_uint64(data, begin)
-    low7 = eight & _SEVEN_BITS
+    low7 = eight & SEVEN_BITS
     folded = low7 | _LOWER_BIT
     letters = (folded + _FROM_A) & ~(folded + _BEHIND_Z)
-    digits = (low7 + _FROM_0) & ~(low7 + _BEHIND_9)
+    digits = (low7 + FROM_0) & ~(low7 + BEHIND_9)
     others = (~(letters | digits) | eight) & HIGH_BITS
     before = ((others & (~others + _ONE)) - _ONE) & HIGH_BITS  # high bits below the first other; all if there is none
     letters &= before

@@ -18,7 +18,7 @@ from refinery.io import storage
 from refinery.recipe import STAGE_ORDER
 from refinery.report.contained import contained_lines, contained_of
 from refinery.report.cut_samples import WHOLE_TEXT_CHARS
-from refinery.report.document_signals import signal_lines, signals_of
+from refinery.report.document_signals import Signals, signal_lines, signals_of
 from refinery.report.found_lines import found_lines, line_texts
 from refinery.report.hit_samples import hits_of
 from refinery.report.samples import LEFT, RuleBound, Sample, find_keys, read_texts, rule_bounds, word_diff
@@ -135,7 +135,8 @@ def _verdict(workdir: str, manifest: StageManifest, doc_id: int) -> dict[str, An
     table = part_files.read_part(workdir, manifest.stage, "decisions", part, columns)
     [values] = table.slice(row, 1).to_pylist()
     verdict = {True: "kept", False: "dropped", None: "not asked"}[values["keep"]]
-    rules = _rules(workdir, manifest, doc_id, values["rule_bits"]) if manifest.stage == "rules" else []
+    signals = signals_of(workdir, doc_id) if manifest.stage == "rules" else {}
+    rules = _rules(workdir, manifest, doc_id, values["rule_bits"], signals) if manifest.stage == "rules" else []
     return {
         "stage": manifest.stage,
         "verdict": verdict,
@@ -143,26 +144,27 @@ def _verdict(workdir: str, manifest: StageManifest, doc_id: int) -> dict[str, An
         "because_of": values["because_of"],
         "rules": rules,
         "figures": _figures(workdir, manifest.stage, doc_id),
-        "signals": signals_of(workdir, doc_id) if manifest.stage == "rules" else {},
+        "signals": signals,
     }
 
 
-def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> list[dict[str, Any]]:
+def _rules(
+    workdir: str, manifest: StageManifest, doc_id: int, bits: int, signals: Signals
+) -> list[dict[str, Any]]:
     """Return every rule that would remove the document, with the signal's value beside the bounds."""
     part, row = doc_id >> PART_SHIFT, doc_id & _ROW_MASK
     domain = part_files.read_part(workdir, "ingest", "documents", part, ["domain"]).column("domain")[row].as_py()
     hit = [bound for index, bound in enumerate(rule_bounds(manifest, domain)) if bits >> index & 1]
     if not hit:
         return []
-    values = {bound.name: _signal(workdir, bound, part, row) for bound in hit}
     [sample] = read_texts(workdir, [Sample(doc_id, "", "")], _TELLING_CHARS)
     telling = telling_lines(sample.excerpt, hit)
     return [
         {
             "rule": bound.name,
             "signal": bound.signal,
-            "value": values[bound.name],
-            "judged": "left" if bound.table == LEFT else "whole",
+            "value": signals.get(_judged(bound), {}).get(bound.signal),
+            "judged": _judged(bound),
             "min": bound.min,
             "max": bound.max,
             "citation": bound.citation,
@@ -172,8 +174,8 @@ def _rules(workdir: str, manifest: StageManifest, doc_id: int, bits: int) -> lis
     ]
 
 
-def _signal(workdir: str, bound: RuleBound, part: int, row: int) -> Any:
-    return part_files.read_part(workdir, "rules", bound.table, part, [bound.signal]).column(0)[row].as_py()
+def _judged(bound: RuleBound) -> str:
+    return "left" if bound.table == LEFT else "whole"
 
 
 def _figures(workdir: str, stage: str, doc_id: int) -> dict[str, Any]:
